@@ -1,0 +1,1 @@
+"""The HTTP API: decoding, authorising, encoding. No logic lives here."""

@@ -1,0 +1,1 @@
+"""How a guest runs. `base` is the contract; `qemu` and `fake` keep it."""

@@ -1,0 +1,1 @@
+"""This machine: processes, the keeper, probing, folders."""

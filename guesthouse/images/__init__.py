@@ -1,0 +1,1 @@
+"""Images: the catalogue and the builders."""

@@ -1,0 +1,1 @@
+"""The machinery of operations: queue, locks, progress, cancel, undo, journal."""

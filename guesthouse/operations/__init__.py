@@ -1,0 +1,1 @@
+"""The verbs of the house, one file per family. Each runs as a job."""

@@ -1,0 +1,1 @@
+"""Watches running guests: reattaches after a restart, notices exits, follows readiness."""

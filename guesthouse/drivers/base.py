@@ -1,0 +1,153 @@
+"""How a guest runs: the contract that every driver keeps.
+
+A driver turns a guest document and its opened resources into a process (`launch`), or takes up one
+that already runs (`attach`). What it answers is a `Running`: one incarnation of one guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from guesthouse.model.device import Publish
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import BootPath, Guest, LaunchRecord
+from guesthouse.model.image import BootFiles
+
+
+class DriverCapabilities(Noun, kw_only=True, frozen=True):
+    """What a driver can do; operations ask here, never for the driver's name."""
+
+    pause: bool = True
+    reset: bool = True
+    screenshot: bool = False
+    serial_console: bool = False
+    live_publish: bool = False
+    paused_start: bool = True
+
+
+class DiskSource(NamedTuple):
+    """A disk ready to be opened: the chain of files from the top layer down to the base.
+
+    :ivar chain: paths of the layers, top first; only the first is writable.
+    """
+
+    name: str
+    chain: tuple[Path, ...]
+    size: int
+    read_only: bool
+    serial: str
+
+
+class Resources(NamedTuple):
+    """Everything outside the document that a start needs.
+
+    :ivar runtime: 0700 folder of this guest for sockets. :ivar state: its folder for logs.
+    :ivar seed: text for the guest's first-boot seed (see guestos.seed), no secrets.
+    :ivar boot: the path to take now: `disk` or `kernel`.
+    :ivar boot_files: with absolute paths, for a kernel boot.
+    """
+
+    disks: tuple[DiskSource, ...]
+    runtime: Path
+    state: Path
+    seed: str
+    boot: BootPath
+    boot_files: BootFiles | None = None
+
+
+class DriverEvent(NamedTuple):
+    """Something that a running guest did by itself.
+
+    :ivar kind: `paused`, `resumed`, `reset`, `powerdown`, `panic`, `io-error`, `watchdog`,
+        `shutdown`, `agent-open`, `agent-close`, `ssh-open`, `exit`, `lost` (the connection broke).
+    :ivar detail: the engine's own words, for logs.
+    """
+
+    kind: str
+    detail: dict[str, object] = {}
+
+
+class Exit(NamedTuple):
+    """How an incarnation ended.
+
+    :ivar reason: `guest-shutdown`, `guest-reset`, `guest-panic`, `killed`, `crash`, `quit`,
+        `host-rebooted` or `unknown`.
+    :ivar message: one sentence for people.
+    """
+
+    reason: str
+    message: str
+
+
+class Running(Protocol):
+    """One incarnation. Methods raise `EngineError` kinds; after its end they raise `NotFound`."""
+
+    @property
+    def record(self) -> LaunchRecord: ...
+
+    async def state(self) -> tuple[str, str]:
+        """(`running` or `paused`, reason: user, io-error, watchdog, panic, starting)."""
+        ...
+
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    async def power_button(self) -> None:
+        """Press it once: ACPI. The guest may ignore it."""
+        ...
+
+    async def reset(self) -> None: ...
+    async def kill(self) -> None:
+        """SIGKILL and wait until the process is gone."""
+        ...
+
+    async def screenshot(self) -> bytes:
+        """A PNG. :raise InvalidInput: the guest has no display."""
+        ...
+
+    async def publish(self, nic: int, port: Publish) -> Publish:
+        """Open a port live and answer it with its real `host_port`. :raise PortTaken:"""
+        ...
+
+    async def unpublish(self, nic: int, port: Publish) -> None: ...
+
+    def events(self) -> AsyncIterator[DriverEvent]:
+        """From now on; ends after `exit`. Each caller has its own bounded queue."""
+        ...
+
+    async def wait_exit(self) -> Exit: ...
+
+    async def detach(self) -> None:
+        """Let go without touching the guest: the daemon stops, the guest lives on."""
+        ...
+
+
+class Driver(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> DriverCapabilities: ...
+
+    async def launch(
+        self, guest: Guest, resources: Resources, *, incarnation: int, paused: bool = False
+    ) -> Running:
+        """Start a process for `guest`. On failure nothing is left behind.
+
+        :raise LaunchFailed: with the engine's own words. :raise PortTaken: :raise NoMemory:
+        :raise QemuMissing: :raise QemuTooOld: :raise HostLacks:
+        """
+        ...
+
+    async def attach(self, guest: Guest, resources: Resources) -> Running | Exit:
+        """Take up the process named by `guest.launch`, or tell how it ended."""
+        ...
+
+    async def stray(self, guests: Sequence[Guest]) -> list[str]:
+        """Run keys of processes of ours that belong to none of `guests`' incarnations."""
+        ...
+
+    async def end_stray(self, run_key: str) -> None:
+        """Kill a stray process: a launch whose record was never written."""
+        ...

@@ -1,0 +1,107 @@
+"""Disks and network cards of a guest."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from enum import StrEnum
+
+from guesthouse.errors import InvalidInput
+from guesthouse.model.document import Noun
+
+# Locally administered unicast prefix of our own (IEEE 802: second-least bit of the first octet).
+MAC_PREFIX = "52:67:68"
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Disk(Noun, kw_only=True, frozen=True):
+    """A disk of a guest.
+
+    :ivar name: unique within the guest; `root` is the first.
+    :ivar volume: id of the top layer, the only one that the guest writes.
+    :ivar size: virtual size in bytes.
+    :ivar serial: what the guest sees (at most 20 characters, the limit of virtio-blk).
+    """
+
+    name: str
+    volume: str
+    size: int
+    read_only: bool = False
+    serial: str = ""
+
+
+class Publish(Noun, kw_only=True, frozen=True):
+    """A port of the host that leads to a port of the guest.
+
+    :ivar host_port: 0 asks for any free port; stored documents hold the real one.
+    """
+
+    host_ip: str = "127.0.0.1"
+    host_port: int
+    guest_port: int
+    protocol: Protocol = Protocol.TCP
+
+    def __str__(self) -> str:
+        host = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip
+        return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol.value}"
+
+
+class Nic(Noun, kw_only=True, frozen=True):
+    """A network card.
+
+    :ivar mac: stored, never derived from a name.
+    :ivar network: `builtin` is QEMU's own user networking, one per guest.
+    """
+
+    mac: str
+    network: str = "builtin"
+    ports: tuple[Publish, ...] = ()
+
+
+def new_mac() -> str:
+    """A random address with our prefix."""
+    return MAC_PREFIX + "".join(f":{byte:02x}" for byte in os.urandom(3))
+
+
+def parse_publish(text: str, *, field: str = "publish") -> Publish:
+    """`[ip:]host:guest[/udp]`, e.g. `8080:80`, `0.0.0.0:53:53/udp`, `[::1]:8080:80`.
+
+    :raise InvalidInput: not of that shape, a port out of range, or not an address.
+    """
+    body, _, suffix = text.partition("/")
+    try:
+        protocol = Protocol(suffix or "tcp")
+        rest, guest = body.rsplit(":", 1)
+        address, _, host = rest.rpartition(":")
+        address = address or "127.0.0.1"
+        if address.startswith("[") and address.endswith("]"):
+            address = address[1:-1]
+        ipaddress.ip_address(address)
+        port = Publish(
+            host_ip=address, host_port=int(host), guest_port=int(guest), protocol=protocol
+        )
+    except ValueError:
+        raise InvalidInput(
+            f"{text!r} is not a published port.",
+            hint="Write [ip:]host:guest[/udp], for example 8080:80 or 0.0.0.0:5353:53/udp.",
+            field=field,
+        ) from None
+    check_publish(port, field=field)
+    return port
+
+
+def check_publish(port: Publish, *, field: str = "publish") -> None:
+    """:raise InvalidInput: an address or a port that cannot be."""
+    try:
+        ipaddress.ip_address(port.host_ip)
+    except ValueError:
+        raise InvalidInput(f"{port.host_ip!r} is not an IP address.", field=field) from None
+    for number, low in ((port.host_port, 0), (port.guest_port, 1)):
+        if not low <= number <= 65535:
+            raise InvalidInput(
+                f"{number} is not a port.", hint=f"Ports are {low} to 65535.", field=field
+            )

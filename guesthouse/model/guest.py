@@ -1,0 +1,183 @@
+"""The guest: what is wanted (`spec`), what is observed (`status`), what was started (`launch`)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from guesthouse.errors import InvalidInput
+from guesthouse.model.device import Disk, Nic, check_publish
+from guesthouse.model.document import Document, Noun
+from guesthouse.model.names import check_name
+from guesthouse.model.states import GuestState
+
+MIN_MEMORY = 64 << 20
+MAX_CPUS = 512
+
+
+class Firmware(StrEnum):
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class BootPath(StrEnum):
+    """How a guest comes up.
+
+    `disk`: its own boot loader, so that a kernel upgraded inside it is the one that boots.
+    `kernel`: the image's kernel and a small initrd directly, for images without a disk.
+    `first-kernel`: directly for the first boot only, later ones by `disk`.
+    """
+
+    DISK = "disk"
+    KERNEL = "kernel"
+    FIRST_KERNEL = "first-kernel"
+
+
+class OnPanic(StrEnum):
+    STOP = "stop"
+    PAUSE = "pause"
+
+
+class GuestSpec(Noun, kw_only=True, frozen=True):
+    """What the user wants.
+
+    :ivar image: name of the image it was made from; `image_id` the exact one.
+    :ivar memory: bytes.
+    :ivar machine: versioned machine type, pinned at creation (`pc-q35-7.2`).
+    :ivar cpu: CPU model; empty chooses `host` under KVM and `max`/`qemu64` under TCG.
+    :ivar accelerator: `auto`, `kvm` or `tcg`.
+    :ivar display: a screen (VGA, reached by VNC) or none.
+    :ivar user: login user that the seed makes beside root.
+    """
+
+    image: str
+    image_id: str
+    cpus: int = 1
+    memory: int = 1 << 30
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    firmware: Firmware = Firmware.BIOS
+    boot: BootPath = BootPath.DISK
+    machine: str = ""
+    cpu: str = ""
+    accelerator: str = "auto"
+    display: bool = True
+    on_panic: OnPanic = OnPanic.STOP
+    user: str = "guest"
+    description: str = ""
+
+
+class GuestStatus(Noun, kw_only=True, frozen=True):
+    """What is observed. Written on transitions only.
+
+    :ivar reason: one word for programs (`user`, `guest-shutdown`, `panic`, `qemu-crash`, …).
+    :ivar message: one sentence for people.
+    :ivar since: seconds since the epoch when this state began.
+    :ivar pid: QEMU's process while there is one.
+    :ivar started_at: when the running guest was started; survives incarnations and the daemon.
+    :ivar ready: names of the readiness checks passed so far, in order.
+    """
+
+    state: GuestState
+    reason: str = ""
+    message: str = ""
+    since: float
+    pid: int | None = None
+    started_at: float | None = None
+    ready: tuple[str, ...] = ()
+
+
+class LaunchRecord(Noun, kw_only=True, frozen=True):
+    """What the present incarnation was started with; compared with `spec` for pending changes.
+
+    :ivar incarnation: counts the processes that this guest has had.
+    :ivar pid_start: start time of the process in clock ticks since boot (proc(5), field 22).
+    :ivar boot_id: /proc/sys/kernel/random/boot_id of the host at the start.
+    :ivar boot: the path really taken: `disk` or `kernel`.
+    """
+
+    incarnation: int
+    argv: tuple[str, ...]
+    machine: str
+    cpu: str
+    accelerator: str
+    accelerator_reason: str = ""
+    engine: str
+    boot: BootPath
+    spec: GuestSpec
+    pid: int
+    pid_start: int
+    boot_id: str
+    launched_at: float
+
+
+class Guest(Document, kw_only=True, frozen=True):
+    """:ivar uuid: SMBIOS UUID, stored at creation. :ivar number: index of its uid and the like."""
+
+    name: str
+    uuid: str
+    number: int
+    created_at: float
+    spec: GuestSpec
+    status: GuestStatus
+    launch: LaunchRecord | None = None
+    booted: bool = False
+
+    @property
+    def state(self) -> GuestState:
+        return self.status.state
+
+    @property
+    def run_key(self) -> str:
+        """Names the present incarnation towards the keeper."""
+        return f"{self.id}.{self.launch.incarnation if self.launch else 0}"
+
+
+def check_spec(spec: GuestSpec) -> None:
+    """Semantic checks that types cannot express.
+
+    :raise InvalidInput: names the field.
+    """
+    if not 1 <= spec.cpus <= MAX_CPUS:
+        raise InvalidInput(
+            f"{spec.cpus} CPUs are not possible.", hint=f"Use 1 to {MAX_CPUS}.", field="cpus"
+        )
+    if spec.memory < MIN_MEMORY or spec.memory % (1 << 20):
+        raise InvalidInput(
+            f"{spec.memory} bytes of memory are not possible.",
+            hint="Use whole mebibytes, at least 64M.",
+            field="memory",
+        )
+    if spec.accelerator not in {"auto", "kvm", "tcg"}:
+        raise InvalidInput(
+            f"{spec.accelerator!r} is no accelerator.",
+            hint="Use auto, kvm or tcg.",
+            field="accelerator",
+        )
+    check_name(spec.user, field="user")
+    for nic in spec.nics:
+        for port in nic.ports:
+            check_publish(port)
+    names = [disk.name for disk in spec.disks]
+    if len(set(names)) != len(names):
+        raise InvalidInput("Two disks have the same name.", field="disks")
+
+
+PENDING_FIELDS = (
+    "cpus",
+    "memory",
+    "firmware",
+    "machine",
+    "cpu",
+    "accelerator",
+    "display",
+    "on_panic",
+    "user",
+)
+
+
+def pending_changes(guest: Guest) -> tuple[str, ...]:
+    """Fields whose wanted value differs from what the running guest was started with."""
+    if guest.launch is None or guest.status.pid is None:
+        return ()
+    started, wanted = guest.launch.spec, guest.spec
+    return tuple(f for f in PENDING_FIELDS if getattr(started, f) != getattr(wanted, f))

@@ -1,0 +1,46 @@
+"""Names that people give to objects."""
+
+from __future__ import annotations
+
+import re
+
+from guesthouse.errors import InvalidInput
+from guesthouse.model.ids import is_id
+
+# RFC 1123 section 2.1: letters, digits, hyphens; lower case because DNS compares without case.
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){0,2}")
+
+
+def check_name(name: str, *, field: str = "name") -> str:
+    """Return `name` when it is an RFC 1123 label (1 to 63 of a-z, 0-9, -).
+
+    :raise InvalidInput: it is not, or it looks like an id and would hide one.
+    """
+    if not _LABEL.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} cannot be a name.",
+            hint="Use 1 to 63 lower-case letters, digits and hyphens, with no hyphen at the ends.",
+            field=field,
+        )
+    if is_id(name.upper()):
+        raise InvalidInput(
+            f"{name!r} has the shape of an id, which would make it ambiguous.",
+            hint="Choose a shorter name.",
+            field=field,
+        )
+    return name
+
+
+def check_image_name(name: str, *, field: str = "image") -> str:
+    """Return `name` when it can name an image: `debian/12`, `micro`, `team/web/v2`.
+
+    :raise InvalidInput: it cannot.
+    """
+    if not _IMAGE.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} cannot be an image's name.",
+            hint="Use parts of lower-case letters, digits, '.', '_' and '-', joined by '/'.",
+            field=field,
+        )
+    return name

@@ -1,0 +1,134 @@
+"""What the API needs of the house: one method per verb, no HTTP.
+
+The routes know this protocol alone; `guesthouse.operations.house` keeps it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from guesthouse.guestos.ssh import RemoteProcess
+    from guesthouse.jobs.runner import JobRunner
+    from guesthouse.model.device import Publish
+    from guesthouse.model.guest import Guest
+    from guesthouse.model.host import HostFacts
+    from guesthouse.model.image import Image
+    from guesthouse.model.job import Job
+    from guesthouse.model.reports import (
+        BuildImageRequest,
+        DeleteRequest,
+        EmptyRequest,
+        ExecRequest,
+        GuestView,
+        HouseInfo,
+        ImageView,
+        KnownImage,
+        LaunchRequest,
+        LogSource,
+        RenameRequest,
+        RestartRequest,
+        SetRequest,
+        StartRequest,
+        StopRequest,
+        UnpublishRequest,
+    )
+    from guesthouse.store.view import View
+
+
+class House(Protocol):
+    """Methods that answer a `Job` return as soon as it is durable.
+
+    `ref` is a name, an id or a unique prefix of an id; unknown ones raise `NotFound`.
+    `requester` says who asked, for the job's document: `uid:1000`.
+    """
+
+    @property
+    def view(self) -> View: ...
+
+    @property
+    def jobs(self) -> JobRunner: ...
+
+    @property
+    def facts(self) -> HostFacts:
+        """As of the last probe."""
+        ...
+
+    def info(self) -> HouseInfo: ...
+
+    def guest_view(self, guest: Guest) -> GuestView:
+        """From memory alone; called a thousand times for one list."""
+        ...
+
+    def image_view(self, image: Image) -> ImageView: ...
+
+    def known_images(self) -> list[KnownImage]: ...
+
+    async def launch(self, request: LaunchRequest, requester: str) -> Job: ...
+
+    async def start(self, ref: str, request: StartRequest, requester: str) -> Job: ...
+
+    async def stop(self, ref: str, request: StopRequest, requester: str) -> Job: ...
+
+    async def restart(self, ref: str, request: RestartRequest, requester: str) -> Job: ...
+
+    async def pause(self, ref: str, request: EmptyRequest, requester: str) -> Job: ...
+
+    async def resume(self, ref: str, request: EmptyRequest, requester: str) -> Job: ...
+
+    async def reset(self, ref: str, request: EmptyRequest, requester: str) -> Job: ...
+
+    async def power_button(self, ref: str, request: EmptyRequest, requester: str) -> Job: ...
+
+    async def rename(self, ref: str, request: RenameRequest, requester: str) -> Job: ...
+
+    async def set_guest(self, ref: str, request: SetRequest, requester: str) -> Job: ...
+
+    async def delete_guest(self, ref: str, request: DeleteRequest, requester: str) -> Job: ...
+
+    async def publish(self, ref: str, request: Publish, requester: str) -> Job: ...
+
+    async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job: ...
+
+    async def build_image(self, request: BuildImageRequest, requester: str) -> Job: ...
+
+    async def remove_image(self, ref: str, requester: str) -> Job: ...
+
+    async def screenshot(self, ref: str) -> bytes:
+        """A PNG. :raise InvalidTransition: not running. :raise InvalidInput: no display."""
+        ...
+
+    async def log_tail(
+        self, ref: str, source: LogSource, tail: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """The last `tail` bytes, in pieces; with `follow`, what comes after until it is closed.
+
+        Errors are raised by this call, before the first piece.
+        """
+        ...
+
+    async def open_exec(self, ref: str, request: ExecRequest) -> RemoteProcess:
+        """A command that runs in the guest. The caller closes it."""
+        ...
+
+    async def open_console(self, ref: str, replay: int) -> socket.socket:
+        """Serial bytes both ways, non-blocking, after the last `replay` bytes of the log."""
+        ...
+
+    async def open_vnc(self, ref: str) -> socket.socket:
+        """A non-blocking stream that speaks RFB."""
+        ...
+
+    async def probe(self) -> HostFacts:
+        """Look at the host afresh."""
+        ...
+
+    async def collect(self, requester: str) -> Job:
+        """Start a garbage collection of the storage."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the daemon to stop; returns at once. Guests live on."""
+        ...

@@ -1,0 +1,355 @@
+"""What the API takes and answers beside the stored documents: requests, views and stream frames.
+
+Sizes are bytes and times are seconds throughout. A request that leaves a field out gets its
+default; the bounds here are those of the wire, semantic checks belong to the operations.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from msgspec import Meta, structs
+
+from guesthouse.model.device import Protocol, Publish
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import MAX_CPUS, MIN_MEMORY, Firmware, Guest, OnPanic
+from guesthouse.model.image import Image
+
+# JSON readers written in JavaScript keep integers exact up to 2**53.
+_LARGEST = 1 << 53
+
+Cpus = Annotated[int, Meta(ge=1, le=MAX_CPUS, description="Number of virtual CPUs.")]
+Memory = Annotated[
+    int, Meta(ge=MIN_MEMORY, le=_LARGEST, description="Memory in bytes, whole mebibytes.")
+]
+DiskSize = Annotated[int, Meta(ge=1, le=_LARGEST, description="Size of the root disk in bytes.")]
+Seconds = Annotated[float, Meta(ge=0, le=86_400, description="Seconds, at most a day.")]
+Line = Annotated[str, Meta(max_length=256)]
+Text = Annotated[str, Meta(max_length=4096)]
+
+
+class Accelerator(StrEnum):
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class LogSource(StrEnum):
+    """`serial`: the guest's console. `engine`: QEMU's own words. `house`: what the house did."""
+
+    SERIAL = "serial"
+    ENGINE = "engine"
+    HOUSE = "house"
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+class LaunchRequest(Noun, kw_only=True, frozen=True):
+    """Create a guest and, by default, start it and wait until it is ready.
+
+    :ivar name: null asks for a generated one.
+    :ivar disk: size of the root disk; null keeps the image's own.
+    :ivar wait_ready: the job ends only when the guest answers, or after `ready_timeout`.
+    :ivar user: login user made beside root; null takes the house's default.
+    :ivar cpu: CPU model; empty lets the house choose.
+    """
+
+    image: Line
+    name: Line | None = None
+    cpus: Cpus = 1
+    memory: Memory = 1 << 30
+    disk: DiskSize | None = None
+    publish: Annotated[tuple[Publish, ...], Meta(max_length=256)] = ()
+    firmware: Firmware = Firmware.BIOS
+    accelerator: Accelerator = Accelerator.AUTO
+    display: bool = True
+    user: Line | None = None
+    description: Text = ""
+    start: bool = True
+    wait_ready: bool = True
+    ready_timeout: Seconds = 300.0
+    cpu: Line = ""
+    on_panic: OnPanic = OnPanic.STOP
+
+
+class StartRequest(Noun, kw_only=True, frozen=True):
+    """:ivar paused: leave the CPUs stopped; `resume` sets them going."""
+
+    paused: bool = False
+    wait_ready: bool = False
+    ready_timeout: Seconds = 300.0
+
+
+class StopRequest(Noun, kw_only=True, frozen=True):
+    """:ivar force: kill at once. :ivar timeout: how long a polite request may take before that."""
+
+    force: bool = False
+    timeout: Seconds = 60.0
+
+
+class RestartRequest(Noun, kw_only=True, frozen=True):
+    """Stop as in `StopRequest`, then start."""
+
+    force: bool = False
+    timeout: Seconds = 60.0
+
+
+class EmptyRequest(Noun, kw_only=True, frozen=True):
+    """A verb without options: pause, resume, reset, power-button."""
+
+
+class RenameRequest(Noun, kw_only=True, frozen=True):
+    name: Line
+
+
+class SetRequest(Noun, kw_only=True, frozen=True):
+    """What to change; null or absent leaves a field alone.
+
+    :ivar disk: the root disk's new size; disks only grow.
+    """
+
+    cpus: Cpus | None = None
+    memory: Memory | None = None
+    disk: DiskSize | None = None
+    description: Text | None = None
+    cpu: Line | None = None
+    display: bool | None = None
+    firmware: Firmware | None = None
+    accelerator: Accelerator | None = None
+    on_panic: OnPanic | None = None
+
+
+class DeleteRequest(Noun, kw_only=True, frozen=True):
+    """:ivar force: kill the guest first if it runs."""
+
+    force: bool = False
+
+
+class UnpublishRequest(Noun, kw_only=True, frozen=True):
+    """Which published port to close."""
+
+    protocol: Protocol = Protocol.TCP
+    host_ip: Line
+    host_port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class BuildImageRequest(Noun, kw_only=True, frozen=True):
+    """:ivar rebuild: build again though an image of the same recipe is there."""
+
+    name: Line
+    rebuild: bool = False
+
+
+class Tty(Noun, kw_only=True, frozen=True):
+    """A terminal: its type as in TERM, and its size in characters."""
+
+    term: Line = "xterm-256color"
+    columns: Annotated[int, Meta(ge=1, le=10_000)] = 80
+    rows: Annotated[int, Meta(ge=1, le=10_000)] = 24
+
+
+class ExecRequest(Noun, kw_only=True, frozen=True):
+    """The first message of an exec WebSocket.
+
+    :ivar argv: the command; empty runs a login shell.
+    :ivar cwd: working folder; null is the user's home.
+    :ivar stdin: false closes the command's input at once.
+    :ivar timeout: seconds after which the command is killed; null never does.
+    """
+
+    argv: tuple[str, ...] = ()
+    user: Line = "root"
+    env: dict[str, str] = {}
+    cwd: Text | None = None
+    tty: Tty | None = None
+    stdin: bool = True
+    timeout: Seconds | None = None
+
+
+class ExecControl(Noun, kw_only=True, frozen=True):
+    """A text frame from the client while a command runs; each carries one of these.
+
+    :ivar resize: (columns, rows). :ivar signal: name without SIG, such as `INT`.
+    """
+
+    eof: bool = False
+    resize: (
+        tuple[
+            Annotated[int, Meta(ge=1, le=10_000)],
+            Annotated[int, Meta(ge=1, le=10_000)],
+        ]
+        | None
+    ) = None
+    signal: Annotated[str, Meta(pattern="^[A-Z][A-Z0-9]{1,11}$")] | None = None
+
+
+# --- Views ---------------------------------------------------------------------------------------
+
+
+class Readiness(Noun, kw_only=True, frozen=True):
+    """How far a guest has come up.
+
+    :ivar passed: names of the checks passed, in order.
+    :ivar waiting: the check that it is waiting for now; null when none is.
+    :ivar hint: what to do when that check does not come.
+    """
+
+    passed: tuple[str, ...] = ()
+    waiting: str | None = None
+    hint: str = ""
+
+
+class GuestView(Guest, kw_only=True, frozen=True):
+    """A guest's document and what the house knows of it from memory.
+
+    :ivar pending: fields of `spec` that take effect at the next start.
+    :ivar image: name of the image that it was made from.
+    :ivar addresses: last known IP addresses.
+    :ivar job: id of the job that holds the guest's lock.
+    """
+
+    pending: tuple[str, ...] = ()
+    image: str = ""
+    addresses: tuple[str, ...] = ()
+    readiness: Readiness = Readiness()
+    job: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        guest: Guest,
+        *,
+        pending: tuple[str, ...] = (),
+        addresses: tuple[str, ...] = (),
+        readiness: Readiness | None = None,
+        job: str | None = None,
+    ) -> GuestView:
+        """The view of `guest`; `readiness` defaults to what its status records."""
+        return cls(
+            **structs.asdict(guest),
+            pending=pending,
+            image=guest.spec.image,
+            addresses=addresses,
+            readiness=readiness or Readiness(passed=guest.status.ready),
+            job=job,
+        )
+
+
+class ImageView(Image, kw_only=True, frozen=True):
+    """:ivar in_use_by: names of the guests made from it whose disks still lie on its layer."""
+
+    in_use_by: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, image: Image, *, in_use_by: tuple[str, ...] = ()) -> ImageView:
+        return cls(**structs.asdict(image), in_use_by=in_use_by)
+
+
+class KnownImage(Noun, kw_only=True, frozen=True):
+    """An image that this house knows how to build. :ivar built: the catalogue holds one."""
+
+    name: str
+    description: str
+    built: bool
+
+
+class HouseMode(StrEnum):
+    PERSONAL = "personal"
+    SYSTEM = "system"
+
+
+class HouseInfo(Noun, kw_only=True, frozen=True):
+    """Who answers.
+
+    :ivar started_at: seconds since the epoch.
+    :ivar read_only: why the house refuses every change; empty when it does not.
+    :ivar quarantined: documents that do not parse: their keys, and why.
+    """
+
+    version: str
+    api: int = 1
+    mode: HouseMode
+    node: str
+    pid: int
+    started_at: float
+    socket: str
+    state_folder: str
+    read_only: str = ""
+    quarantined: dict[str, str] = {}
+
+
+# --- Errors and streams --------------------------------------------------------------------------
+
+
+class ProblemDetails(Noun, kw_only=True, frozen=True):
+    """RFC 9457 problem details (`application/problem+json`).
+
+    :ivar type: `urn:guesthouse:error:` and the code. :ivar detail: what happened and why.
+    :ivar hint: what to do next. :ivar context: machine-readable facts, such as `field`.
+    :ivar instance: the path that was asked for.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    hint: str = ""
+    context: dict[str, Any] = {}
+    instance: str = ""
+
+
+class EventKind(StrEnum):
+    """`resync`: events were lost; list everything again."""
+
+    GUEST = "guest"
+    IMAGE = "image"
+    VOLUME = "volume"
+    JOB = "job"
+    RESYNC = "resync"
+
+
+class HouseEvent(Noun, kw_only=True, frozen=True):
+    """Data of a server-sent event of the house.
+
+    :ivar id: of the object; empty for a resync.
+    :ivar document: as it is now, a guest, image, volume or job after the event's kind; null when
+        it was deleted.
+    """
+
+    id: str
+    revision: int
+    document: Any = None
+
+
+class LogLine(Noun, kw_only=True, frozen=True):
+    """Data of a job's `log` event."""
+
+    line: str
+
+
+class Exit(Noun, kw_only=True, frozen=True):
+    """How a command ended: a code, or the name of the signal that killed it (without SIG)."""
+
+    code: int | None = None
+    signal: str | None = None
+
+
+class ExecStarted(Noun, kw_only=True, frozen=True):
+    """The first text frame from the server: the command runs."""
+
+    started: bool = True
+
+
+class ExecExit(Noun, kw_only=True, frozen=True):
+    """The last text frame from the server when the command ended."""
+
+    exit: Exit
+
+
+class ExecProblem(Noun, kw_only=True, frozen=True):
+    """The last frame of any WebSocket of this API when something failed."""
+
+    problem: ProblemDetails

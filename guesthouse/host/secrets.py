@@ -128,7 +128,7 @@ class Secrets:
 
 
 def _names(folder: int) -> list[str]:
-    return os.listdir(folder)  # noqa: PTH208  (pathlib cannot list an open folder)
+    return os.listdir(folder)
 
 
 def _write(folder: int, name: str, value: bytes) -> None:

@@ -6,7 +6,10 @@ code of the command line::
 
     GuesthouseError
     ├── InvalidInput              400  a request or document that cannot be right; names the field
-    │   └── UnknownField
+    │   ├── UnknownField
+    │   ├── MethodNotAllowed      405  the API knows the path, but not with this method
+    │   ├── TooLarge              413  the request is larger than the API takes
+    │   └── UnsupportedMediaType  415  the request's body is not JSON
     ├── NotFound                  404  no guest, image, job … of that name or id
     │   └── UnknownImage
     ├── Forbidden                 403  not allowed, or a path that the daemon must not open
@@ -72,6 +75,18 @@ class InvalidInput(GuesthouseError):
 
 class UnknownField(InvalidInput):
     code, title = "unknown-field", "Unknown field"
+
+
+class MethodNotAllowed(InvalidInput):
+    code, title, status = "method-not-allowed", "Method not allowed", 405
+
+
+class TooLarge(InvalidInput):
+    code, title, status = "too-large", "Request too large", 413
+
+
+class UnsupportedMediaType(InvalidInput):
+    code, title, status = "unsupported-media-type", "Unsupported media type", 415
 
 
 class NotFound(GuesthouseError):

@@ -1,0 +1,239 @@
+"""A house as an object: one typed method per call of the API.
+
+Every method raises `DaemonUnreachable` when the connection breaks, and otherwise the error that the
+daemon answered, of its own class. Writes return the job as the daemon accepted it; follow it with
+`client.follow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+from guesthouse.client.transport import Response, Stream, Transport
+from guesthouse.errors import GuesthouseError, Internal, InvalidInput
+from guesthouse.model.device import Publish
+from guesthouse.model.document import Noun, convert_strict, decode_strict, encode
+from guesthouse.model.host import HostFacts
+from guesthouse.model.job import Job
+from guesthouse.model.reports import (
+    BuildImageRequest,
+    EmptyRequest,
+    GuestView,
+    HouseInfo,
+    ImageView,
+    KnownImage,
+    LaunchRequest,
+    LogSource,
+    RenameRequest,
+    RestartRequest,
+    SetRequest,
+    StartRequest,
+    StopRequest,
+    UnpublishRequest,
+)
+
+T = TypeVar("T")
+
+PROBE_TIMEOUT = 300.0
+"""Seconds that a fresh look at the host, or a screenshot, may take."""
+
+
+class House:
+    """The house whose daemon `transport` reaches."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    # --- The house itself ---
+
+    def info(self) -> HouseInfo:
+        return self._get("/v1", HouseInfo)
+
+    def facts(self) -> HostFacts:
+        """What the host can do, as of the daemon's last look."""
+        return self._get("/v1/host", HostFacts)
+
+    def probe(self) -> HostFacts:
+        """Have the daemon look afresh."""
+        response = self.transport.request("POST", "/v1/host/probe", b"{}", timeout=PROBE_TIMEOUT)
+        return _decode(response, HostFacts)
+
+    def stop_daemon(self) -> None:
+        """Ask the daemon to stop; it answers first. Guests live on."""
+        self.transport.request("POST", "/v1/daemon/stop", b"{}")
+
+    def collect(self) -> Job:
+        """Remove layers that nothing refers to any more."""
+        return self._write("POST", "/v1/storage/collect", EmptyRequest())
+
+    # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
+
+    def guests(self) -> list[GuestView]:
+        return self._get("/v1/guests", list[GuestView])
+
+    def guest(self, ref: str) -> GuestView:
+        return self._get(guest_path(ref), GuestView)
+
+    def launch(self, request: LaunchRequest) -> Job:
+        return self._write("POST", "/v1/guests", request)
+
+    def start(self, ref: str, request: StartRequest) -> Job:
+        return self._write("POST", guest_path(ref, "start"), request)
+
+    def stop(self, ref: str, request: StopRequest) -> Job:
+        return self._write("POST", guest_path(ref, "stop"), request)
+
+    def restart(self, ref: str, request: RestartRequest) -> Job:
+        return self._write("POST", guest_path(ref, "restart"), request)
+
+    def pause(self, ref: str) -> Job:
+        return self._write("POST", guest_path(ref, "pause"), EmptyRequest())
+
+    def resume(self, ref: str) -> Job:
+        return self._write("POST", guest_path(ref, "resume"), EmptyRequest())
+
+    def reset(self, ref: str) -> Job:
+        return self._write("POST", guest_path(ref, "reset"), EmptyRequest())
+
+    def power_button(self, ref: str) -> Job:
+        return self._write("POST", guest_path(ref, "power-button"), EmptyRequest())
+
+    def rename(self, ref: str, name: str) -> Job:
+        return self._write("POST", guest_path(ref, "rename"), RenameRequest(name=name))
+
+    def set_guest(self, ref: str, changes: dict[str, Any]) -> Job:
+        """Change fields of `SetRequest`; only those in `changes` travel.
+
+        :raise InvalidInput: a field that cannot be set, or a value of the wrong kind.
+        """
+        convert_strict(changes, SetRequest, what="change")
+        return self._write("PATCH", guest_path(ref), changes)
+
+    def delete_guest(self, ref: str, *, force: bool = False) -> Job:
+        query = "?force=true" if force else ""
+        return self._write("DELETE", guest_path(ref) + query, None)
+
+    def publish(self, ref: str, port: Publish) -> Job:
+        return self._write("POST", guest_path(ref, "ports"), port)
+
+    def unpublish(self, ref: str, port: UnpublishRequest) -> Job:
+        where = "/".join(
+            ("ports", port.protocol.value, quote(port.host_ip, safe=""), str(port.host_port))
+        )
+        return self._write("DELETE", guest_path(ref, where), None)
+
+    def screenshot(self, ref: str) -> bytes:
+        """A PNG."""
+        return self.transport.request(
+            "GET", guest_path(ref, "screenshot"), timeout=PROBE_TIMEOUT
+        ).body
+
+    @contextmanager
+    def logs(
+        self, ref: str, source: LogSource, *, tail: int, follow: bool = False
+    ) -> Iterator[Stream]:
+        """The last `tail` bytes of a log; with `follow`, also what comes after, for ever."""
+        query = urlencode(
+            {"source": source.value, "tail": tail, "follow": "true" if follow else "false"}
+        )
+        timeout = None if follow else PROBE_TIMEOUT
+        target = f"{guest_path(ref, 'logs')}?{query}"
+        with self.transport.stream("GET", target, timeout=timeout) as stream:
+            yield stream
+
+    # --- Images ---
+
+    def images(self) -> list[ImageView]:
+        return self._get("/v1/images", list[ImageView])
+
+    def image(self, ref: str) -> ImageView:
+        return self._get(image_path(ref), ImageView)
+
+    def known_images(self) -> list[KnownImage]:
+        return self._get("/v1/images-known", list[KnownImage])
+
+    def build_image(self, name: str, *, rebuild: bool = False) -> Job:
+        return self._write("POST", "/v1/images", BuildImageRequest(name=name, rebuild=rebuild))
+
+    def remove_image(self, ref: str) -> Job:
+        return self._write("DELETE", image_path(ref), None)
+
+    # --- Jobs ---
+
+    def jobs(self, *, active: bool = False, guest: str = "", limit: int = 100) -> list[Job]:
+        """Newest first. :param guest: only those of that guest."""
+        query: dict[str, str] = {"limit": str(limit)}
+        if active:
+            query["active"] = "true"
+        if guest:
+            query["guest"] = guest
+        return self._get(f"/v1/jobs?{urlencode(query)}", list[Job])
+
+    def job(self, ref: str) -> Job:
+        return self._get(job_path(ref), Job)
+
+    def cancel(self, ref: str) -> Job | None:
+        """Ask a job to stop and undo what it did; the job as answered, if it was."""
+        response = self.transport.request("POST", job_path(ref, "cancel"), b"{}")
+        found = response.json() if response.body else None
+        return _decode(response, Job) if isinstance(found, dict) and "kind" in found else None
+
+    def job_log(self, ref: str) -> str:
+        return self.transport.request("GET", job_path(ref, "log")).body.decode(errors="replace")
+
+    # --- Wire ---
+
+    def raw(self, target: str) -> Any:
+        """The JSON that a GET answers, as it is: for programs that read our output."""
+        return self.transport.request("GET", target).json()
+
+    def _get(self, target: str, kind: type[T]) -> T:
+        return _decode(self.transport.request("GET", target), kind)
+
+    def _write(self, method: str, target: str, body: Noun | dict[str, Any] | None) -> Job:
+        data = None if body is None else encode(body)
+        return _decode(self.transport.request(method, target, data), Job)
+
+
+def guest_path(ref: str, below: str = "") -> str:
+    """The path of a guest's resource. :raise InvalidInput: an empty reference."""
+    return _path("guests", _checked(ref, "guest"), below)
+
+
+def job_path(ref: str, below: str = "") -> str:
+    """As `guest_path`, of a job."""
+    return _path("jobs", _checked(ref, "job"), below)
+
+
+def image_path(ref: str) -> str:
+    """As `guest_path`, of an image; names of images contain slashes, which stay."""
+    return f"/v1/images/{quote(_checked(ref, 'image', slashes=True))}"
+
+
+def _path(room: str, ref: str, below: str) -> str:
+    path = f"/v1/{room}/{quote(ref, safe='')}"
+    return f"{path}/{below}" if below else path
+
+
+def _checked(ref: str, what: str, *, slashes: bool = False) -> str:
+    parts = ref.split("/") if slashes else [ref]
+    if any(part in {"", ".", ".."} for part in parts):
+        raise InvalidInput(
+            f"{ref!r} cannot be the name of {'an' if what == 'image' else 'a'} {what}.",
+            hint="Look it up with: guest " + {"guest": "ls"}.get(what, f"{what} ls"),
+            field=what,
+        )
+    return ref
+
+
+def _decode(response: Response, kind: type[T]) -> T:
+    try:
+        return decode_strict(response.body, kind, what="daemon's answer")
+    except GuesthouseError as error:
+        raise Internal(
+            f"The daemon and this program do not understand each other. {error.message}",
+            hint="They are of different versions; restart it with: guest daemon restart",
+        ) from error

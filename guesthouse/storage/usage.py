@@ -1,0 +1,112 @@
+"""What is in use, computed from documents and never counted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from guesthouse.model.guest import Guest
+from guesthouse.model.image import Image
+from guesthouse.model.states import GuestState
+from guesthouse.model.volume import Volume
+
+DOOMED = "deleting"
+"""Note of a volume whose owner is gone: the next collection deletes it if nobody uses it."""
+
+
+class Holder(NamedTuple):
+    """Anything that holds layers beside guests and images, such as a snapshot.
+
+    :ivar label: for people: `snapshot before-upgrade of guest web`.
+    :ivar volumes: ids of the layers that it holds directly.
+    """
+
+    label: str
+    volumes: tuple[str, ...]
+
+
+def doom(volume: Volume) -> Volume:
+    """Mark a volume for deletion."""
+    return msgspec.structs.replace(volume, note=DOOMED)
+
+
+def lineage(volumes: Mapping[str, Volume], top: str) -> list[str]:
+    """Ids from `top` down to its base. Ends at an id without a document, and before a loop."""
+    found: list[str] = []
+    seen: set[str] = set()
+    current = top
+    while current and current not in seen:
+        seen.add(current)
+        found.append(current)
+        volume = volumes.get(current)
+        current = volume.parent if volume else ""
+    return found
+
+
+def layers_in_use(
+    guests: Iterable[Guest],
+    images: Iterable[Image],
+    volumes: Mapping[str, Volume],
+    snapshots: Iterable[Holder] = (),
+) -> set[str]:
+    """Ids of all layers that somebody holds, directly or below a layer that is held.
+
+    Ids that have no document are in it too: what is referred to is never touched.
+    """
+    used: set[str] = set()
+    for _, top in _held(guests, images, snapshots):
+        current = top
+        while current and current not in used:
+            used.add(current)
+            volume = volumes.get(current)
+            current = volume.parent if volume else ""
+    return used
+
+
+def unused(
+    guests: Iterable[Guest],
+    images: Iterable[Image],
+    volumes: Mapping[str, Volume],
+    snapshots: Iterable[Holder] = (),
+) -> list[Volume]:
+    """Volumes that nobody holds, children before their parents."""
+    used = layers_in_use(guests, images, volumes, snapshots)
+    idle = [volume for volume in volumes.values() if volume.id not in used]
+    return sorted(idle, key=lambda v: (-len(lineage(volumes, v.id)), v.id))
+
+
+def users_of(
+    volume_id: str,
+    guests: Iterable[Guest],
+    images: Iterable[Image],
+    volumes: Mapping[str, Volume],
+    snapshots: Iterable[Holder] = (),
+) -> list[str]:
+    """Who holds this layer, directly or through layers above it, as people call them."""
+    return list(
+        dict.fromkeys(
+            label
+            for label, top in _held(guests, images, snapshots)
+            if volume_id in lineage(volumes, top)
+        )
+    )
+
+
+def _held(
+    guests: Iterable[Guest], images: Iterable[Image], snapshots: Iterable[Holder]
+) -> Iterable[tuple[str, str]]:
+    """(label, id of a layer held directly)."""
+    for guest in guests:
+        # A live guest may still have open what its spec no longer names.
+        live = guest.launch if guest.state is not GuestState.STOPPED else None
+        running = live.spec.disks if live else ()
+        for disk in (*guest.spec.disks, *running):
+            yield f"guest {guest.name}", disk.volume
+    for image in images:
+        if image.volume:
+            yield f"image {image.name}", image.volume
+    for holder in snapshots:
+        for volume in holder.volumes:
+            yield holder.label, volume

@@ -24,6 +24,7 @@ code of the command line::
     ├── Unavailable               503
     │   ├── DaemonUnreachable          the client found no daemon
     │   ├── ReadOnlyStore              the store was written by a newer Guesthouse
+    │   ├── CorruptStore               the database is damaged; it is left as it is
     │   ├── KeeperUnavailable          the keeper process does not answer
     │   └── AgentUnavailable           the guest's agent or ssh does not answer
     ├── DeadlineExceeded          504  something did not happen in time
@@ -145,6 +146,10 @@ class DaemonUnreachable(Unavailable):
 
 class ReadOnlyStore(Unavailable):
     code, title = "read-only-store", "Store is read-only"
+
+
+class CorruptStore(Unavailable):
+    code, title = "corrupt-store", "Database damaged"
 
 
 class KeeperUnavailable(Unavailable):

@@ -15,6 +15,14 @@ from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.model.image import BootFiles
 
+# Files of a running guest. Sockets, in `Resources.runtime`:
+AGENT_SOCKET = "agent.sock"
+SSH_SOCKET = "ssh.sock"
+VNC_SOCKET = "vnc.sock"
+# Logs, in `Resources.state`:
+SERIAL_LOG = "serial.log"
+ENGINE_LOG = "engine.log"
+
 
 class DriverCapabilities(Noun, kw_only=True, frozen=True):
     """What a driver can do; operations ask here, never for the driver's name."""
@@ -88,7 +96,10 @@ class Running(Protocol):
     def record(self) -> LaunchRecord: ...
 
     async def state(self) -> tuple[str, str]:
-        """(`running` or `paused`, reason: user, io-error, watchdog, panic, starting)."""
+        """(`running` or `paused`, reason: user, io-error, watchdog, panic, starting, engine-error).
+
+        `engine-error`: the engine stopped it and cannot go on (a KVM internal error).
+        """
         ...
 
     async def pause(self) -> None: ...
@@ -113,7 +124,11 @@ class Running(Protocol):
     async def unpublish(self, nic: int, port: Publish) -> None: ...
 
     def events(self) -> AsyncIterator[DriverEvent]:
-        """From now on; ends after `exit`. Each caller has its own bounded queue."""
+        """From the call on; ends after `exit`. Each caller has its own bounded queue.
+
+        A caller that falls behind loses the oldest; the next event then says how many in
+        `detail["dropped"]`.
+        """
         ...
 
     async def wait_exit(self) -> Exit: ...

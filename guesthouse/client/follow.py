@@ -16,9 +16,9 @@ from guesthouse.client.house import House, job_path
 from guesthouse.client.problems import error_from
 from guesthouse.client.sse import events
 from guesthouse.client.transport import Transport
-from guesthouse.errors import DaemonUnreachable, DeadlineExceeded
+from guesthouse.errors import Cancelled, DaemonUnreachable, DeadlineExceeded, Internal
 from guesthouse.model.document import decode_strict
-from guesthouse.model.job import Job, JobProgress
+from guesthouse.model.job import Job, JobProgress, JobState
 from guesthouse.model.reports import LogLine
 
 ATTEMPTS = 6
@@ -73,9 +73,16 @@ def follow(house: House, job: Job, *, reconnect: Reconnect) -> Iterator[Event]:
 
 def outcome(job: Job) -> Job:
     """`job` if it is done. :raise GuesthouseError: why it is not, of the class of its problem."""
-    if job.problem is None:
+    if job.state is JobState.DONE:
         return job
-    raise error_from(msgspec.to_builtins(job.problem))
+    if job.problem is not None:
+        raise error_from(msgspec.to_builtins(job.problem))
+    if job.state is JobState.CANCELLED:
+        raise Cancelled(f"The job was cancelled: {job.kind} {job.target_name}".rstrip() + ".")
+    raise Internal(
+        f"Job {job.id} ended {job.state.value} without a reason.",
+        hint=f"See its log: guest job log {job.id}",
+    )
 
 
 def _gave_up(job: Job) -> DaemonUnreachable:

@@ -1,0 +1,128 @@
+"""`guest rename` and `guest set`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from guesthouse.cli import output
+from guesthouse.cli.command import command, complete_guests, guest_argument
+from guesthouse.cli.following import Wish, carry_out
+from guesthouse.cli.session import open_house
+from guesthouse.errors import InvalidInput
+from guesthouse.model.guest import Firmware, OnPanic
+from guesthouse.model.names import check_name
+from guesthouse.model.reports import Accelerator
+from guesthouse.model.units import parse_size
+
+
+@command("rename", examples=[("guest rename web web-old", "Its disks, ports and id stay")])
+@click.argument("old", shell_complete=complete_guests)
+@click.argument("new")
+def rename(old: str, new: str) -> None:
+    """Give a guest another name. The name inside the guest follows at its next start."""
+    check_name(new)
+    house = open_house()
+    carry_out(house, [Wish(old, lambda: house.rename(old, new))])
+    output.result(f"Renamed {old} to {new}")
+
+
+@command(
+    "set",
+    examples=[
+        ("guest set web memory=4G cpus=4", "Takes effect at the next start if it runs"),
+        ("guest set web disk=30G", "Disks only grow"),
+        ("guest set web description='the one behind the proxy'", ""),
+    ],
+)
+@guest_argument()
+@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+def set_guest(name: str, changes: tuple[str, ...]) -> None:
+    """Change what a guest has: cpus, memory, disk, …
+
+    \b
+    cpus=4              virtual CPUs
+    memory=4G           memory
+    disk=30G            size of the root disk; it only grows
+    description=TEXT    a line of your own
+    display=on|off      a screen
+    cpu=MODEL           CPU model; empty lets the house choose
+    firmware=bios|uefi
+    accelerator=auto|kvm|tcg
+    on-panic=stop|pause what happens when the guest's kernel panics
+    """
+    wanted = dict(parse_change(text) for text in changes)
+    house = open_house()
+    carry_out(house, [Wish(name, lambda: house.set_guest(name, wanted))])
+    guest = house.guest(name)
+    for text in changes:
+        key = parse_change(text)[0]
+        when = (
+            f"pending: takes effect with 'guest restart {guest.name}'"
+            if key in guest.pending
+            else "applied"
+        )
+        output.result(f"{guest.name}: {text} ({when})")
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """(field of the API, value) of `key=value`.
+
+    :raise InvalidInput: not of that shape, no such key, or a value that cannot be.
+    """
+    key, equals, value = text.partition("=")
+    field = key.strip().replace("-", "_")
+    reader = _READERS.get(field)
+    if not equals or reader is None:
+        raise _no_key(text, key if equals else text)
+    try:
+        return field, reader(value.strip(), field)
+    except ValueError:
+        raise InvalidInput(
+            f"{field}={value} cannot be: {value!r} is not {_KINDS.get(field, 'a value')}.",
+            hint="See: guest set --help",
+            field=field,
+        ) from None
+
+
+def _no_key(text: str, key: str) -> InvalidInput:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key.replace("-", "_"), _READERS, n=1)
+    known = ", ".join(name.replace("_", "-") for name in _READERS)
+    return InvalidInput(
+        f"{text!r} changes nothing: write KEY=VALUE, where KEY is one of {known}.",
+        hint=f"Did you mean {near[0].replace('_', '-')}=…?" if near else "See: guest set --help",
+        field=key,
+    )
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in _SWITCHES:
+        raise ValueError(text)
+    return _SWITCHES[text.lower()]
+
+
+_SWITCHES = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+
+_READERS: dict[str, Callable[[str, str], Any]] = {
+    "cpus": lambda text, _: int(text),
+    "memory": lambda text, field: parse_size(text, field=field),
+    "disk": lambda text, field: parse_size(text, field=field),
+    "description": lambda text, _: text,
+    "display": lambda text, _: _switch(text),
+    "cpu": lambda text, _: text,
+    "firmware": lambda text, _: Firmware(text).value,
+    "accelerator": lambda text, _: Accelerator(text).value,
+    "on_panic": lambda text, _: OnPanic(text).value,
+}
+
+_KINDS = {
+    "cpus": "a number",
+    "display": "on or off",
+    "firmware": " or ".join(one.value for one in Firmware),
+    "accelerator": ", ".join(one.value for one in Accelerator),
+    "on_panic": " or ".join(one.value for one in OnPanic),
+}

@@ -1,0 +1,165 @@
+"""Submitting jobs and seeing them through: progress, Ctrl-C, and what became of them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import click
+
+from guesthouse.cli import output
+from guesthouse.cli.bars import Bars, Display, Lines
+from guesthouse.cli.session import reconnect
+from guesthouse.client.follow import Event, follow, outcome
+from guesthouse.client.house import House
+from guesthouse.errors import GuesthouseError, Internal
+from guesthouse.model.job import Job, JobProgress
+
+BAR_AFTER = 0.4
+"""Seconds that a job may take before it gets a bar; shorter ones would only flicker."""
+
+INTERRUPTED = 130
+
+
+class Wish(NamedTuple):
+    """What the user wants. :ivar label: usually the guest's name. :ivar submit: asks for it."""
+
+    label: str
+    submit: Callable[[], Job]
+
+
+def carry_out(house: House, wishes: Sequence[Wish]) -> list[Job]:
+    """Submit all, then follow all to their ends; returns the jobs, all of them done.
+
+    A wish that fails does not keep the others from coming true. Its error is printed; after all
+    have ended the command leaves with the exit code of the first.
+
+    :raise GuesthouseError: the error, when there was one wish only.
+    """
+    accepted: list[tuple[str, Job]] = []
+    failures: list[tuple[str, GuesthouseError]] = []
+    for wish in wishes:
+        try:
+            accepted.append((wish.label, wish.submit()))
+        except GuesthouseError as error:
+            failures.append((wish.label, error))
+    done: list[Job] = []
+    for (label, _), end in zip(accepted, _Watch(house, accepted).ends(), strict=True):
+        if isinstance(end, Job):
+            try:
+                done.append(outcome(end))
+            except GuesthouseError as error:
+                failures.append((label, error))
+        else:
+            failures.append((label, end))
+    if failures:
+        _report(failures, alone=len(wishes) == 1)
+    return done
+
+
+def _report(failures: list[tuple[str, GuesthouseError]], *, alone: bool) -> None:
+    if alone:
+        raise failures[0][1]
+    for label, error in failures:
+        output.error(error, about=label)
+    raise click.exceptions.Exit(failures[0][1].exit_code)
+
+
+class _Watch:
+    """Follows several jobs, each in a thread of its own; the display is the main thread's."""
+
+    def __init__(self, house: House, jobs: Sequence[tuple[str, Job]]) -> None:
+        self._house = house
+        self._labels = [label for label, _ in jobs]
+        self._jobs = [job for _, job in jobs]
+        self._ends: list[Job | GuesthouseError | None] = [
+            job if job.ended else None for job in self._jobs
+        ]
+        self._events: queue.SimpleQueue[tuple[int, Event | Exception]] = queue.SimpleQueue()
+        self._display: Display | None = None
+        self._last: dict[int, JobProgress] = {}
+        self._interrupted = False
+
+    def ends(self) -> list[Job | GuesthouseError]:
+        """How each job ended, or why that is not known."""
+        for at, job in enumerate(self._jobs):
+            if self._ends[at] is None:
+                threading.Thread(target=self._pump, args=(at, job), daemon=True).start()
+        try:
+            while any(end is None for end in self._ends):
+                try:
+                    self._take(*self._next())
+                except KeyboardInterrupt:
+                    self._interrupt()
+        finally:
+            if self._display is not None:
+                self._display.close()
+        return [end for end in self._ends if end is not None]
+
+    def _pump(self, at: int, job: Job) -> None:
+        # Each thread has a house of its own: a reconnection is its own affair.
+        try:
+            for event in follow(House(self._house.transport), job, reconnect=reconnect):
+                self._events.put((at, event))
+        except Exception as error:  # handed to the main thread, which judges it
+            self._events.put((at, error))
+
+    def _next(self) -> tuple[int, Event | Exception]:
+        if self._display is None:
+            try:
+                return self._events.get(timeout=BAR_AFTER)
+            except queue.Empty:
+                self._display = Bars(self._labels) if os.isatty(2) else Lines(self._labels)
+                for at, tick in self._last.items():
+                    self._display.progress(at, tick)
+        return self._events.get()
+
+    def _take(self, at: int, event: Event | Exception) -> None:
+        if isinstance(event, JobProgress):
+            self._last[at] = event
+            if self._display is not None:
+                self._display.progress(at, event)
+        elif isinstance(event, Job):
+            self._jobs[at] = event
+            if event.ended:
+                self._end(at, event)
+        elif isinstance(event, GuesthouseError):
+            self._end(at, event)
+        elif isinstance(event, Exception):
+            self._end(at, Internal(f"Following the job failed: {event}."))
+
+    def _end(self, at: int, how: Job | GuesthouseError) -> None:
+        self._ends[at] = how
+        self._last.pop(at, None)
+        if self._display is not None:
+            self._display.ended(at)
+
+    def _interrupt(self) -> None:
+        """The first Ctrl-C cancels what may be cancelled, the second leaves all to itself."""
+        left = [at for at, end in enumerate(self._ends) if end is None]
+        if self._interrupted:
+            for at in left:
+                job = self._jobs[at]
+                output.note(f"{self._labels[at]}: job goes on: guest job show {job.id}")
+            raise click.exceptions.Exit(INTERRUPTED)
+        self._interrupted = True
+        for at in left:
+            job = self._jobs[at]
+            if not job.may_cancel:
+                output.note(
+                    f"{self._labels[at]}: {job.kind} cannot be cancelled; it goes on "
+                    "(Ctrl-C again leaves it to itself)"
+                )
+                continue
+            try:
+                self._house.cancel(job.id)
+            except GuesthouseError as error:
+                output.error(error, about=self._labels[at])
+            else:
+                output.note(
+                    f"{self._labels[at]}: cancelling {job.kind} and undoing what it did "
+                    "(Ctrl-C again leaves it to itself)"
+                )

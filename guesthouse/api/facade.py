@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from guesthouse.guestos.ssh import RemoteProcess
+    from guesthouse.guestos.ssh_process import RemoteProcess
     from guesthouse.jobs.runner import JobRunner
     from guesthouse.model.device import Publish
     from guesthouse.model.guest import Guest

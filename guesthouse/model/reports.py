@@ -302,12 +302,16 @@ class ProblemDetails(Noun, kw_only=True, frozen=True):
 
 
 class EventKind(StrEnum):
-    """`resync`: events were lost; list everything again."""
+    """`resync`: events were lost; list everything again.
+
+    `quarantine`: the document under the key `id` does not parse, or does so again.
+    """
 
     GUEST = "guest"
     IMAGE = "image"
     VOLUME = "volume"
     JOB = "job"
+    QUARANTINE = "quarantine"
     RESYNC = "resync"
 
 

@@ -1,0 +1,92 @@
+"""The application: all routes around one house."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from litestar import Litestar, Request
+from litestar.datastructures import State
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
+
+from guesthouse.api.decoding import ApiRequest, Services, check_origin, parse_query
+from guesthouse.api.described import Described
+from guesthouse.api.problems import MAX_BODY, answer_problem
+from guesthouse.api.routes.daemon import DAEMON_ROUTES
+from guesthouse.api.routes.events import EVENT_ROUTES
+from guesthouse.api.routes.guest_streams import STREAM_ROUTES, NoQuery
+from guesthouse.api.routes.guests import GUEST_ROUTES
+from guesthouse.api.routes.host import HOST_ROUTES
+from guesthouse.api.routes.images import IMAGE_ROUTES
+from guesthouse.api.routes.jobs import JOB_ROUTES
+
+if TYPE_CHECKING:
+    from guesthouse.api.facade import House
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def build_app(house: House, stopping: asyncio.Event) -> Litestar:
+    """The application that answers for `house`.
+
+    :param stopping: set it when the daemon stops; streams and waits end then.
+    """
+    return Litestar(
+        route_handlers=[
+            *DAEMON_ROUTES,
+            *GUEST_ROUTES,
+            *STREAM_ROUTES,
+            *IMAGE_ROUTES,
+            *JOB_ROUTES,
+            *EVENT_ROUTES,
+            *HOST_ROUTES,
+        ],
+        request_class=ApiRequest,
+        request_max_body_size=MAX_BODY,
+        exception_handlers={Exception: answer_problem},
+        before_request=_check,
+        state=State({"services": Services(house, stopping)}),
+        # Our own document says more, and from the decoder's own schemas: see openapi.py.
+        openapi_config=None,
+        logging_config=None,
+        include_in_schema=False,
+    )
+
+
+async def _check(request: Request[Any, Any, Any]) -> None:
+    """What holds for every request before its route runs.
+
+    :raise Forbidden: a change that a page of another site asks for. :raise UnknownField: a query
+        parameter that the route does not know.
+    """
+    if request.scope["method"] not in _READING:
+        check_origin(request.scope)
+    described: Described | None = request.route_handler.opt.get("described")
+    if described is not None:
+        parse_query(request.scope["query_string"], described.query or NoQuery)
+
+
+def answering_head(app: ASGIApp) -> ASGIApp:
+    """Let HEAD ask what GET would: the server leaves the body out of its answer.
+
+    A stream would never end for such a client, so the application is told that it has gone as
+    soon as the head of the answer is out.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") != "HEAD":
+            await app(scope, receive, send)
+            return
+        started = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            await send(message)
+            started.set()
+
+        async def receive_head() -> ReceiveMessage:
+            return {"type": "http.disconnect"} if started.is_set() else await receive()
+
+        # A copy: the server goes on seeing HEAD in its own.
+        await app(cast("Scope", {**scope, "method": "GET"}), receive_head, send_head)
+
+    return answer

@@ -26,7 +26,8 @@ code of the command line::
     │   ├── ReadOnlyStore              the store was written by a newer Guesthouse
     │   ├── CorruptStore               the database is damaged; it is left as it is
     │   ├── KeeperUnavailable          the keeper process does not answer
-    │   └── AgentUnavailable           the guest's agent or ssh does not answer
+    │   ├── AgentUnavailable           the guest's agent or ssh does not answer
+    │   └── AgentUnsupported           the guest's agent lacks that command
     ├── DeadlineExceeded          504  something did not happen in time
     │   └── NotReady                   the guest did not become ready; names the failing check
     ├── Shortage                  507
@@ -158,6 +159,10 @@ class KeeperUnavailable(Unavailable):
 
 class AgentUnavailable(Unavailable):
     code, title = "agent-unavailable", "Guest does not answer"
+
+
+class AgentUnsupported(Unavailable):
+    code, title = "agent-unsupported", "Not offered by the guest's agent"
 
 
 class DeadlineExceeded(GuesthouseError):

@@ -23,7 +23,7 @@ ANSWER_LIMIT = 4 << 20
 _SENTINEL = b"\xff"
 _MAX_ID = (1 << 53) - 1
 _UNSUPPORTED = "this feature or command is not currently supported"
-"""QERR_UNSUPPORTED: the command is there, what it needs in the guest is not (class GenericError)."""
+"""QERR_UNSUPPORTED: the command is there, but not what it needs in the guest (GenericError)."""
 
 _SKIP_LIMIT = 64 << 20
 """Bytes of stale answers that are skipped at most: the longest that an agent could still owe."""

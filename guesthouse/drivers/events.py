@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 
 from guesthouse.drivers.base import DriverEvent
@@ -15,7 +16,7 @@ class Fanout:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._listeners: set[Listener] = set()
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._last: DriverEvent | None = None
 
     @property
@@ -28,7 +29,7 @@ class Fanout:
             return
         if event.kind == "exit":
             self._last = event
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener.put(event)
         if self.ended:
             self._listeners.clear()
@@ -44,7 +45,7 @@ class Fanout:
 
     def detach(self) -> None:
         """Let every listener end though the guest runs on: nobody will send any more."""
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener.end()
         self._listeners.clear()
 
@@ -53,7 +54,7 @@ class Fanout:
 
 
 class Listener:
-    """An async iterator of events; it holds nothing once it is closed or garbage."""
+    """An async iterator of events. Whoever drops it, or closes it, listens no more."""
 
     def __init__(self, source: Fanout, capacity: int) -> None:
         self._source = source

@@ -1,0 +1,319 @@
+"""The QEMU driver: starts guests, takes up those that run, ends those that nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from guesthouse.drivers.base import (
+    ENGINE_LOG,
+    SERIAL_LOG,
+    DriverCapabilities,
+    Exit,
+    Resources,
+    Running,
+)
+from guesthouse.drivers.qemu import exits
+from guesthouse.drivers.qemu.argv import build_argv
+from guesthouse.drivers.qemu.failures import launch_error
+from guesthouse.drivers.qemu.identity import confinement
+from guesthouse.drivers.qemu.keeping import KeeperLink
+from guesthouse.drivers.qemu.opening import (
+    KEEPER_QMP_SOCKET,
+    SERIAL_SOCKET,
+    open_all,
+    remove_sockets,
+)
+from guesthouse.drivers.qemu.plan import Plan, make_plan
+from guesthouse.drivers.qemu.publishing import Publisher, network_of
+from guesthouse.drivers.qemu.running import QemuRunning
+from guesthouse.drivers.qemu.session import CONNECT_SECONDS, Disconnected
+from guesthouse.errors import DeadlineExceeded, GuesthouseError, LaunchFailed, NotFound
+from guesthouse.host.firmware import find_ovmf
+from guesthouse.host.keeper_client import (
+    AdoptRequest,
+    MonitorChannel,
+    SerialChannel,
+    Spawned,
+    SpawnRequest,
+)
+from guesthouse.host.launcher import Confinement, confine
+from guesthouse.host.probe import kvm_group
+from guesthouse.host.process import ProcessHandle, boot_id
+from guesthouse.model.guest import Guest, LaunchRecord
+from guesthouse.model.host import HostFacts
+from guesthouse.network.base import Attachment, NetworkBackend
+
+log = logging.getLogger(__name__)
+
+SERIAL_LOG_BYTES = 4 << 20
+SERIAL_LOGS_KEPT = 3
+_ATTACH_SECONDS = 5.0
+_END_SECONDS = 30.0
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
+Confine = Callable[[Guest, int | None], Confinement]
+"""(guest, group needed for /dev/kvm) -> what its process may be."""
+
+
+class QemuDriver:
+    """Keeps `Driver`'s contract.
+
+    :param facts: the newest probe of this host. :param keeper: closed by whoever made it.
+    :param networks: backends by name. :param am_root: guests then get uids of their own.
+    """
+
+    name = "qemu"
+    capabilities = DriverCapabilities(
+        pause=True,
+        reset=True,
+        screenshot=True,
+        serial_console=True,
+        live_publish=True,
+        paused_start=True,
+    )
+
+    def __init__(
+        self,
+        facts: Callable[[], HostFacts],
+        keeper: KeeperLink,
+        networks: Mapping[str, NetworkBackend],
+        *,
+        am_root: bool,
+        confined: Confine | None = None,
+    ) -> None:
+        self._facts, self._keeper, self._networks = facts, keeper, networks
+        self._am_root = am_root
+        self._confined = confined or self._default_confinement
+
+    async def launch(
+        self, guest: Guest, resources: Resources, *, incarnation: int, paused: bool = False
+    ) -> Running:
+        facts = self._facts()
+        nics = await self._attach_nics(guest)
+        plan = make_plan(guest, resources, facts, nics, find_ovmf())
+        key = f"{guest.id}.{incarnation}"
+        spawned, argv = await self._spawn(guest, resources, plan, key, nics)
+        record = _record(
+            guest=guest,
+            plan=plan,
+            facts=facts,
+            spawned=spawned,
+            argv=argv,
+            incarnation=incarnation,
+        )
+        try:
+            running = await self._bring_up(guest, resources, record, key)
+            if not paused:
+                await running.resume()
+        except BaseException:
+            await asyncio.shield(self._undo(key, spawned, resources))
+            raise
+        running.begin()
+        if guest.launch is not None:
+            await self._keeper.forget(guest.run_key)
+        return running
+
+    async def attach(self, guest: Guest, resources: Resources) -> Running | Exit:
+        launch = guest.launch
+        if launch is None:
+            return exits.UNKNOWN
+        key = guest.run_key
+        rebooted = launch.boot_id != boot_id()
+        try:
+            if rebooted:
+                raise NotFound("No process outlives its host.")
+            process = ProcessHandle.open(launch.pid, launch.pid_start)
+        except NotFound:
+            record = await self._keeper.written(key)
+            await asyncio.to_thread(remove_sockets, resources.runtime)
+            if record is None:
+                return exits.HOST_REBOOTED if rebooted else exits.UNKNOWN
+            return exits.explain(record, boot_id=launch.boot_id)
+        request = self._adoption(key, launch.pid, launch.pid_start, resources)
+        await self._adopt(request)
+        running = self._running(guest, launch, process, resources, key)
+        try:
+            await running.connect(_ATTACH_SECONDS)
+        except (Disconnected, DeadlineExceeded) as error:
+            # It lives and does not answer: the connection is tried again in the background.
+            log.warning("guest %s: %s", guest.name, error)
+        running.begin()
+        return running
+
+    async def stray(self, guests: Sequence[Guest]) -> list[str]:
+        known = {guest.run_key for guest in guests}
+        client = await self._keeper.client()
+        return [p.key for p in await client.processes() if p.alive and p.key not in known]
+
+    async def end_stray(self, run_key: str) -> None:
+        client = await self._keeper.client()
+        try:
+            found = await client.info(run_key)
+        except NotFound:
+            pass
+        else:
+            await self._end(found.pid, found.start_ticks)
+        if await self._keeper.written(run_key) is not None:
+            await self._keeper.forget(run_key)
+
+    # --- starting -------------------------------------------------------------------------------
+
+    async def _attach_nics(self, guest: Guest) -> list[Attachment]:
+        return [
+            await network_of(self._networks, nic.network).attach(
+                guest.id, nic, index, hostname=guest.name
+            )
+            for index, nic in enumerate(guest.spec.nics)
+        ]
+
+    async def _spawn(
+        self,
+        guest: Guest,
+        resources: Resources,
+        plan: Plan,
+        key: str,
+        nics: Sequence[Attachment],
+    ) -> tuple[Spawned, tuple[str, ...]]:
+        """Open everything, hand it to a new process, and close it here."""
+        client = await self._keeper.client()
+        group = kvm_group(self._facts()) if plan.accelerator == "kvm" else None
+        confined = await asyncio.to_thread(self._confined, guest, group)
+        taps = [nic.fd for nic in nics]
+        opened = await asyncio.to_thread(open_all, plan, resources.runtime, taps)
+        with opened.table:
+            command = build_argv(plan, opened.number)
+            argv = tuple(confine(command, confined, am_root=self._am_root))
+            request = SpawnRequest(
+                key=key,
+                argv=argv,
+                env=_ENVIRONMENT,
+                stderr=resources.state / ENGINE_LOG,
+                serial=_serial(resources),
+                monitor=_monitor(resources),
+            )
+            return await client.spawn(request, opened.table), argv
+
+    async def _bring_up(
+        self, guest: Guest, resources: Resources, record: LaunchRecord, key: str
+    ) -> QemuRunning:
+        """Connect to the new process. :raise GuesthouseError: why it ended instead."""
+        try:
+            process = ProcessHandle.open(record.pid, record.pid_start)
+        except NotFound:
+            raise await self._early_end(key) from None
+        running = self._running(guest, record, process, resources, key)
+        try:
+            await running.connect(CONNECT_SECONDS)
+        except Disconnected:
+            raise await self._early_end(key) from None
+        except DeadlineExceeded as error:
+            raise LaunchFailed(error.message, hint=error.hint) from error
+        self._keeper.add(self._adoption(key, record.pid, record.pid_start, resources))
+        return running
+
+    async def _early_end(self, key: str) -> GuesthouseError:
+        record = await self._keeper.record(key)
+        if record is None:
+            return LaunchFailed("The engine ended at once, and nobody can tell why.")
+        return await launch_error(record)
+
+    async def _undo(self, key: str, spawned: Spawned, resources: Resources) -> None:
+        """A failed start leaves nothing: no process, no record, no socket."""
+        self._keeper.remove(key)
+        await self._end(spawned.pid, spawned.start_ticks)
+        if await self._keeper.written(key) is not None:
+            await self._keeper.forget(key)
+        await asyncio.to_thread(remove_sockets, resources.runtime)
+
+    async def _end(self, pid: int, start_ticks: int) -> None:
+        try:
+            with ProcessHandle.open(pid, start_ticks) as process:
+                process.send_signal(signal.SIGKILL)
+                await process.wait(_END_SECONDS)
+        except NotFound:
+            pass
+
+    # --- taking up ------------------------------------------------------------------------------
+
+    def _running(
+        self,
+        guest: Guest,
+        record: LaunchRecord,
+        process: ProcessHandle,
+        resources: Resources,
+        key: str,
+    ) -> QemuRunning:
+        publisher = Publisher(guest, self._networks)
+        return QemuRunning(
+            key,
+            record,
+            process=process,
+            keeper=self._keeper,
+            publisher=publisher,
+            runtime=resources.runtime,
+        )
+
+    def _adoption(self, key: str, pid: int, start_ticks: int, resources: Resources) -> AdoptRequest:
+        return AdoptRequest(
+            key=key,
+            pid=pid,
+            start_ticks=start_ticks,
+            stderr=resources.state / ENGINE_LOG,
+            serial=_serial(resources),
+            monitor=_monitor(resources),
+        )
+
+    async def _adopt(self, request: AdoptRequest) -> None:
+        """Have it watched, if this keeper does not yet; without a keeper it runs all the same."""
+        self._keeper.add(request)
+        try:
+            await (await self._keeper.client()).adopt(request)
+        except GuesthouseError as error:
+            log.warning("the keeper does not watch %s: %s", request.key, error)
+
+    def _default_confinement(self, guest: Guest, group: int | None) -> Confinement:
+        return confinement(guest.number, am_root=self._am_root, kvm_group=group)
+
+
+def _serial(resources: Resources) -> SerialChannel:
+    return SerialChannel(
+        socket=resources.runtime / SERIAL_SOCKET,
+        log=resources.state / SERIAL_LOG,
+        max_bytes=SERIAL_LOG_BYTES,
+        keep=SERIAL_LOGS_KEPT,
+    )
+
+
+def _monitor(resources: Resources) -> MonitorChannel:
+    return MonitorChannel(socket=resources.runtime / KEEPER_QMP_SOCKET)
+
+
+def _record(
+    *,
+    guest: Guest,
+    plan: Plan,
+    facts: HostFacts,
+    spawned: Spawned,
+    argv: tuple[str, ...],
+    incarnation: int,
+) -> LaunchRecord:
+    assert facts.qemu is not None  # make_plan refused otherwise
+    return LaunchRecord(
+        incarnation=incarnation,
+        argv=argv,
+        machine=plan.machine,
+        cpu=plan.cpu,
+        accelerator=plan.accelerator,
+        accelerator_reason=plan.accelerator_reason,
+        engine=f"QEMU {facts.qemu.version_text}",
+        boot=plan.boot,
+        spec=guest.spec,
+        pid=spawned.pid,
+        pid_start=spawned.start_ticks,
+        boot_id=boot_id(),
+        launched_at=time.time(),
+    )

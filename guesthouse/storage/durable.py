@@ -49,8 +49,8 @@ def no_space(folder: Path, needed: int, purpose: str) -> NoSpace:
     wanted = f"{format_size(needed)} needed" if needed else "no room left"
     return NoSpace(
         f"Not enough space to {purpose}: {wanted}, {format_size(free)} free in {folder}.",
-        hint="Remove what you no longer need (`guest image ls`, `guest image rm IMAGE`, "
-        "`guest rm GUEST`) or give this file system more room.",
+        hint="Remove what you no longer need (`guest rm GUEST`, `guest image rm IMAGE`; "
+        "the cache of built images may be emptied at any time) or use a larger file system.",
         needed=needed,
         free=free,
         folder=str(folder),
@@ -140,14 +140,15 @@ def write_file(target: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
             raise
 
 
-def remove_file(path: Path) -> bool:
-    """Remove `path` durably; answers whether it was there."""
+def remove_file(path: Path) -> int:
+    """Remove `path` durably; answers the bytes freed: none if it was not there or is shared."""
     try:
+        facts = path.lstat()
         path.unlink()
     except FileNotFoundError:
-        return False
+        return 0
     fsync_folder(path.parent)
-    return True
+    return facts.st_blocks * 512 if facts.st_nlink == 1 else 0
 
 
 def stale_files(folder: Path, grace: float) -> list[Path]:

@@ -106,12 +106,11 @@ class LayerFolder:
         writing = os.O_RDONLY if volume.immutable else os.O_RDWR
         return os.open(self.existing(volume), writing | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    def delete(self, volume_id: str) -> bool:
-        """Answers whether a file was there."""
+    def delete(self, volume_id: str) -> int:
+        """Answers the bytes freed."""
         if not is_id(volume_id):
             raise Internal(f"{volume_id!r} is not the id of a volume.")
-        removed = [remove_file(self.folder / f"{volume_id}.{kind.value}") for kind in VolumeFormat]
-        return any(removed)
+        return sum(remove_file(self.folder / f"{volume_id}.{kind.value}") for kind in VolumeFormat)
 
     def virtual_size(self, volume: Volume) -> int:
         """Bytes that a guest sees, as the file says."""

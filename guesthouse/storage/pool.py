@@ -201,8 +201,11 @@ class DirectoryPool:
         path = await asyncio.to_thread(self.layers.existing, volume)
         return await qemu_img.info(path, volume.format, in_use=True)
 
-    async def delete(self, volume_id: str) -> bool:
-        """Delete a layer that no document refers to (the caller knows). Answers if it was there."""
+    async def delete(self, volume_id: str) -> int:
+        """Delete a layer that no document refers to (the caller knows). Answers the bytes freed.
+
+        A layer that is not there is fine; one whose file the image cache shares frees nothing.
+        """
         return await asyncio.to_thread(self.layers.delete, volume_id)
 
     async def usage(self, volume: Volume) -> int:

@@ -48,19 +48,20 @@ def lineage(volumes: Mapping[str, Volume], top: str) -> list[str]:
 def layers_in_use(
     guests: Iterable[Guest],
     images: Iterable[Image],
-    volumes: Mapping[str, Volume],
+    volumes: Iterable[Volume],
     snapshots: Iterable[Holder] = (),
 ) -> set[str]:
     """Ids of all layers that somebody holds, directly or below a layer that is held.
 
     Ids that have no document are in it too: what is referred to is never touched.
     """
+    by_id = _by_id(volumes)
     used: set[str] = set()
     for _, top in _held(guests, images, snapshots):
         current = top
         while current and current not in used:
             used.add(current)
-            volume = volumes.get(current)
+            volume = by_id.get(current)
             current = volume.parent if volume else ""
     return used
 
@@ -68,30 +69,43 @@ def layers_in_use(
 def unused(
     guests: Iterable[Guest],
     images: Iterable[Image],
-    volumes: Mapping[str, Volume],
+    volumes: Iterable[Volume],
     snapshots: Iterable[Holder] = (),
 ) -> list[Volume]:
     """Volumes that nobody holds, children before their parents."""
-    used = layers_in_use(guests, images, volumes, snapshots)
-    idle = [volume for volume in volumes.values() if volume.id not in used]
-    return sorted(idle, key=lambda v: (-len(lineage(volumes, v.id)), v.id))
+    by_id = _by_id(volumes)
+    used = layers_in_use(guests, images, by_id.values(), snapshots)
+    idle = [volume for volume in by_id.values() if volume.id not in used]
+    return sorted(idle, key=lambda volume: (-len(lineage(by_id, volume.id)), volume.id))
 
 
 def users_of(
     volume_id: str,
     guests: Iterable[Guest],
     images: Iterable[Image],
-    volumes: Mapping[str, Volume],
+    volumes: Iterable[Volume],
     snapshots: Iterable[Holder] = (),
 ) -> list[str]:
     """Who holds this layer, directly or through layers above it, as people call them."""
+    by_id = _by_id(volumes)
     return list(
         dict.fromkeys(
             label
             for label, top in _held(guests, images, snapshots)
-            if volume_id in lineage(volumes, top)
+            if volume_id in lineage(by_id, top)
         )
     )
+
+
+def tops_of(guest: Guest) -> list[str]:
+    """Ids of the top layers of its disks; a live guest may have open what its spec has dropped."""
+    live = guest.launch if guest.state is not GuestState.STOPPED else None
+    disks = (*guest.spec.disks, *(live.spec.disks if live else ()))
+    return list(dict.fromkeys(disk.volume for disk in disks))
+
+
+def _by_id(volumes: Iterable[Volume]) -> dict[str, Volume]:
+    return {volume.id: volume for volume in volumes}
 
 
 def _held(
@@ -99,11 +113,8 @@ def _held(
 ) -> Iterable[tuple[str, str]]:
     """(label, id of a layer held directly)."""
     for guest in guests:
-        # A live guest may still have open what its spec no longer names.
-        live = guest.launch if guest.state is not GuestState.STOPPED else None
-        running = live.spec.disks if live else ()
-        for disk in (*guest.spec.disks, *running):
-            yield f"guest {guest.name}", disk.volume
+        for top in tops_of(guest):
+            yield f"guest {guest.name}", top
     for image in images:
         if image.volume:
             yield f"image {image.name}", image.volume

@@ -76,9 +76,11 @@ def test_temporary_names_are_known_again(tmp_path: Path) -> None:
 
 def test_removing_twice_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    path.touch()
-    assert durable.remove_file(path)
-    assert not durable.remove_file(path)
+    path.write_bytes(b"x" * 8192)
+    (tmp_path / "also").hardlink_to(path)
+    assert durable.remove_file(path) == 0
+    assert durable.remove_file(tmp_path / "also") >= 8192
+    assert durable.remove_file(tmp_path / "also") == 0
 
 
 def test_a_copy_keeps_content_and_holes(tmp_path: Path) -> None:

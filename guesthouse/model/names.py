@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Container
 
 from guesthouse.errors import InvalidInput
 from guesthouse.model.ids import is_id
@@ -44,3 +46,29 @@ def check_image_name(name: str, *, field: str = "image") -> str:
             field=field,
         )
     return name
+
+
+_MOODS = (
+    "amber bold brave bright calm clear cosy crisp dear deft eager early fair fond free fresh gentle "
+    "glad golden good grand green happy hearty honest jolly keen kind late light lively lucky mellow "
+    "merry mild neat noble open patient plain proud quick quiet ready rosy royal sage silver sleek "
+    "snug soft spry steady still sunny swift tidy trim true warm wise witty young"
+).split()
+_GUESTS = (
+    "aunt baker bard botanist captain cartographer cellist cook courier cousin dancer diarist diver "
+    "drummer falconer farmer ferrier fiddler florist gardener glazier harpist herald hiker joiner "
+    "juggler keeper lodger mariner mason miller minstrel neighbour nephew niece novelist oarsman "
+    "painter pianist pilgrim pilot poet potter printer ranger roamer rower sailor scholar scribe "
+    "singer smith tailor tinker traveller uncle visitor wanderer weaver wright"
+).split()
+
+
+def pleasant_name(taken: Container[str]) -> str:
+    """A name such as `merry-pilgrim` that is not in `taken`."""
+    for attempt in range(1000):
+        name = f"{secrets.choice(_MOODS)}-{secrets.choice(_GUESTS)}"
+        if attempt > 50:
+            name += f"-{secrets.randbelow(10_000)}"
+        if name not in taken:
+            return name
+    raise InvalidInput("No free name was found.", hint="Give the guest a name.", field="name")

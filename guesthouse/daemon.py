@@ -1,0 +1,244 @@
+"""The daemon: builds everything below, starts it in order, stops it in the reverse order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from guesthouse import __version__
+from guesthouse.api.problems import problem_details
+from guesthouse.api.server import ApiServer
+from guesthouse.drivers.qemu.driver import QemuDriver
+from guesthouse.drivers.qemu.keeping import KeeperLink
+from guesthouse.errors import Conflict, GuesthouseError, Internal
+from guesthouse.host.folders import prepare
+from guesthouse.host.probe import probe
+from guesthouse.host.secrets import Secrets
+from guesthouse.host.settings import load_settings
+from guesthouse.images.cache import BuildCache
+from guesthouse.images.catalogue import Catalogue
+from guesthouse.jobs.runner import JobRunner
+from guesthouse.model.document import encode
+from guesthouse.model.folders import Folders, Mode, resolve
+from guesthouse.model.host import HostFacts
+from guesthouse.model.reports import HouseInfo, HouseMode
+from guesthouse.network.builtin import Builtin
+from guesthouse.operations.all import all_operations
+from guesthouse.operations.house import House
+from guesthouse.operations.rooms import Rooms
+from guesthouse.storage.pool import DirectoryPool
+from guesthouse.store.documents import Documents
+from guesthouse.store.sqlite import SqliteStore
+from guesthouse.store.view import View
+from guesthouse.supervisor.following import Supervisor
+from guesthouse.supervisor.reattaching import reattach, settle_idle
+
+log = logging.getLogger("guesthouse")
+
+
+class HostProbe:
+    """The newest facts of this host."""
+
+    def __init__(self, cache: Path, facts: HostFacts) -> None:
+        self._cache, self._facts = cache, facts
+
+    def __call__(self) -> HostFacts:
+        return self._facts
+
+    async def refresh(self) -> HostFacts:
+        self._facts = await probe(self._cache, refresh=True)
+        return self._facts
+
+
+def only_one(folders: Folders) -> int:
+    """Hold the house for this daemon until the process ends.
+
+    :raise Conflict: another daemon holds it.
+    """
+    path = folders.state / "daemon.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise Conflict(
+            f"A daemon of this house is already running (pid {holder or 'unknown'}).",
+            hint="See it: guest daemon status",
+            pid=holder,
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def bind(path: Path) -> socket.socket:
+    """The API's socket, 0600 from its first moment. A stale one is replaced: we hold the house."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink, HostProbe]]:
+    """The rooms below operations, and what they stand on."""
+    settings = load_settings(folders.config)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await SqliteStore.open(folders.database)
+        stack.push_async_callback(store.close)
+        view = await View.open(store)
+        stack.push_async_callback(view.close)
+        keeper = KeeperLink(folders.keeper_socket, folders.keeper_state)
+        stack.push_async_callback(keeper.close)
+        facts, pool, _ = await asyncio.gather(
+            probe(folders.state), DirectoryPool.open(folders.pool), keeper.client()
+        )
+        probed = HostProbe(folders.state, facts)
+        documents = Documents(store)
+        rooms = Rooms(
+            documents=documents,
+            view=view,
+            driver=QemuDriver(probed, keeper, {"builtin": Builtin()}, am_root=os.geteuid() == 0),
+            pool=pool,
+            catalogue=Catalogue(documents, view, pool, folders.images),
+            secrets=Secrets(folders.secrets),
+            folders=folders,
+            settings=settings,
+            facts=probed,
+        )
+        yield rooms, keeper, probed
+
+
+async def run(folders: Folders, say: SayReady) -> None:
+    """Be the daemon until somebody asks it to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_rooms(folders) as (rooms, keeper, probed):
+        jobs = JobRunner(
+            rooms.documents,
+            all_operations(rooms, BuildCache(folders.build_cache)),
+            folders.jobs,
+        )
+        supervisor = Supervisor(rooms, jobs)
+        rooms.live.on_added = supervisor.add
+        house = make_house(rooms, jobs, keeper, probed, stop)
+        try:
+            if not house.info().read_only:
+                await reattach(rooms, supervisor)
+                await jobs.recover()
+                await settle_idle(rooms)
+            server = ApiServer(house, bind(folders.socket))
+            await server.start()
+            say.ready()
+            await stop.wait()
+            await server.stop()
+        finally:
+            folders.socket.unlink(missing_ok=True)
+            await jobs.close()
+            await supervisor.close()
+            for live in rooms.live:
+                await live.running.detach()
+                await live.close()
+
+
+def make_house(
+    rooms: Rooms, jobs: JobRunner, keeper: KeeperLink, probed: HostProbe, stop: asyncio.Event
+) -> House:
+    """The facade that the API talks to."""
+
+    async def console(key: str, replay: int) -> socket.socket:
+        return await (await keeper.client()).console(key, replay=replay)
+
+    return House(
+        rooms=rooms,
+        jobs=jobs,
+        console=console,
+        reprobe=probed.refresh,
+        stop_daemon=stop.set,
+        identity=HouseInfo(
+            version=__version__,
+            mode=HouseMode(rooms.folders.mode),
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=time.time(),
+            socket=str(rooms.folders.socket),
+            state_folder=str(rooms.folders.state),
+        ),
+    )
+
+
+class SayReady:
+    """Tells whoever started us, once: `ok`, or why not as problem+json."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        self._say(b"ok\n")
+
+    def failed(self, error: GuesthouseError) -> None:
+        self._say(encode(problem_details(error)) + b"\n")
+
+    def _say(self, line: bytes) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._fd, line)
+            os.close(self._fd)
+            self._fd = None
+
+
+def main() -> int:
+    """Entry of `guesthoused`."""
+    parser = argparse.ArgumentParser(prog="guesthoused", description=__doc__)
+    parser.add_argument(
+        "--ready-fd", type=int, help="write 'ok' or a problem there once it is known"
+    )
+    parser.add_argument("--system", action="store_true", help="the machine's house, as root")
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=os.environ.get("GUESTHOUSE_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    say = SayReady(options.ready_fd)
+    mode: Mode = "system" if options.system else "personal"
+    try:
+        folders = resolve(os.environ, uid=os.geteuid(), mode=mode)
+        prepare(folders)
+        lock = only_one(folders)
+        try:
+            asyncio.run(run(folders, say))
+        finally:
+            os.close(lock)
+    except GuesthouseError as error:
+        say.failed(error)
+        log.error("%s", error)
+        return error.exit_code
+    except Exception as error:
+        say.failed(Internal(f"The daemon failed to start: {error}", hint="See its log."))
+        log.exception("the daemon failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Every kind of job of the house, in one registry."""
+
+from __future__ import annotations
+
+from guesthouse.images.building import BuildImage, RemoveImage
+from guesthouse.images.cache import BuildCache
+from guesthouse.jobs.registry import Registry
+from guesthouse.operations.creation import Launch
+from guesthouse.operations.deletion import DeleteGuest
+from guesthouse.operations.editing import PublishPort, Rename, SetGuest, UnpublishPort
+from guesthouse.operations.lifecycle import (
+    Pause,
+    PowerButton,
+    Reset,
+    Restart,
+    Resume,
+    Settle,
+    Start,
+    Stop,
+)
+from guesthouse.operations.rooms import Rooms
+from guesthouse.storage.collect import Collect
+
+
+def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
+    """A registry that knows every operation, bound to these rooms."""
+    registry = Registry()
+    for kind in (
+        Launch,
+        Start,
+        Stop,
+        Restart,
+        Pause,
+        Resume,
+        Reset,
+        PowerButton,
+        Settle,
+        DeleteGuest,
+        SetGuest,
+        Rename,
+        PublishPort,
+        UnpublishPort,
+    ):
+        registry.register(kind(rooms))
+    registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))
+    registry.register(RemoveImage(rooms.catalogue))
+    registry.register(Collect(rooms.documents, rooms.view, rooms.pool))
+    return registry

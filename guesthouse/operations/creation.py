@@ -1,0 +1,244 @@
+"""Launch: from an image's name to a guest that is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import msgspec
+
+from guesthouse.errors import InvalidInput, NameTaken, RevisionConflict, UnknownImage
+from guesthouse.guestos.keys import ensure_key
+from guesthouse.images.building import BuildParams
+from guesthouse.jobs.context import JobContext
+from guesthouse.jobs.registry import Operation
+from guesthouse.model.device import Disk, Nic, Publish, new_mac
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import (
+    BootPath,
+    Firmware,
+    Guest,
+    GuestSpec,
+    GuestStatus,
+    OnPanic,
+    check_spec,
+)
+from guesthouse.model.ids import new_id
+from guesthouse.model.image import Image
+from guesthouse.model.states import GuestState
+from guesthouse.model.units import format_size
+from guesthouse.model.volume import Volume
+from guesthouse.operations.deletion import number_key, remove_guest
+from guesthouse.operations.lifecycle import GuestOperation, wait_ready
+from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.running import launch_guest
+from guesthouse.store.contract import ABSENT, Op, Put
+
+S = GuestState
+
+
+class LaunchParams(Noun, kw_only=True, frozen=True):
+    """As `reports.LaunchRequest`, with the id and the name already settled."""
+
+    guest: str
+    name: str
+    image: str
+    cpus: int
+    memory: int
+    disk: int | None = None
+    publish: tuple[Publish, ...] = ()
+    firmware: Firmware = Firmware.BIOS
+    accelerator: str = "auto"
+    display: bool = True
+    user: str = "guest"
+    description: str = ""
+    start: bool = True
+    wait_ready: bool = True
+    ready_timeout: float = 300.0
+    cpu: str = ""
+    on_panic: OnPanic = OnPanic.STOP
+
+
+class Launch(GuestOperation, Operation[LaunchParams]):
+    """Image (built when missing), disk, document, process, readiness.
+
+    A launch that fails before the guest runs leaves nothing. One that runs but does not become
+    ready in time stays, so that its user can look why.
+    """
+
+    kind = "guest.launch"
+    Params = LaunchParams
+
+    def locks(self, params: LaunchParams) -> tuple[str, ...]:
+        return (self.rooms.documents.guests.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: LaunchParams) -> dict[str, str]:
+        image = await self._image(ctx, params)
+        guest = await create_guest(self.rooms, ctx, params, image)
+        if params.start:
+            ctx.progress(0.55, "starting")
+            guest = await launch_guest(self.rooms, ctx, guest)
+            if params.wait_ready:
+                await wait_ready(self.rooms, ctx, guest, params.ready_timeout, start=0.6)
+        return {"guest": guest.id, "name": guest.name}
+
+    async def _image(self, ctx: JobContext, params: LaunchParams) -> Image:
+        """The image; its id is journaled so that a second attempt takes the same."""
+        catalogue = self.rooms.catalogue
+        try:
+            image = catalogue.resolve(params.image)
+        except UnknownImage:
+            if params.image not in {known.name for known in catalogue.known()}:
+                raise
+            ctx.progress(0.0, f"building the image {params.image}")
+            job = await ctx.submit(
+                "image.build", BuildParams(name=params.image), dedupe=params.image
+            )
+            await ctx.join(job.id, span=(0.0, 0.5))
+            image = catalogue.resolve(params.image)
+        ids = await ctx.step("image", image=image.id)
+        return catalogue.resolve(ids["image"])
+
+
+async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, image: Image) -> Guest:
+    """Disk, key and document of a new guest; each step is safe to run again."""
+    ids = await ctx.step("create", volume=new_id, uuid=lambda: str(uuid.uuid4()), mac=new_mac)
+    existing = await rooms.documents.guests.get(params.guest)
+    volume = _overlay(rooms, params, image, ids["volume"])
+
+    async def undo() -> None:
+        await remove_guest(rooms, params.guest, [volume.id] if volume else [])
+
+    ctx.undo(undo)
+    if existing is not None:
+        return existing.doc
+    ctx.progress(0.5, "creating its disk")
+    await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)
+    if volume is not None:
+        parent = rooms.pool.path(rooms.view.volumes[volume.parent])
+        await rooms.pool.create_overlay(volume, parent, volume.size)
+    guest = await _commit(rooms, _document(rooms, params, image, ids, volume), image, volume)
+    await rooms.pool.write_copy("guests", guest)
+    if volume is not None:
+        await rooms.pool.write_copy("volumes", volume)
+    return guest
+
+
+async def _commit(rooms: Rooms, guest: Guest, image: Image, volume: Volume | None) -> Guest:
+    """Make the guest durable, all or nothing, under a number that no other guest has.
+
+    :raise NameTaken: :raise RevisionConflict: the image changed or went meanwhile.
+    """
+    documents = rooms.documents
+    image_revision = (await documents.images.require(image.id)).revision
+    while True:
+        number = free_number(rooms)
+        guest = msgspec.structs.replace(guest, number=number)
+        ops: list[Op] = [
+            documents.guests.put_op(guest, expect=ABSENT),
+            documents.guests.claim_op(guest.name, guest.id),
+            Put(number_key(number), guest.id.encode(), expect=ABSENT),
+            documents.images.check_op(image.id, image_revision),
+        ]
+        if volume is not None:
+            ops.append(documents.volumes.put_op(volume, expect=ABSENT))
+        try:
+            await rooms.view.wait_for(await documents.store.commit(ops))
+            return guest
+        except RevisionConflict as conflict:
+            if conflict.detail.get("key") == number_key(number):
+                await rooms.view.wait_for(documents.store.revision)
+                continue
+            name_key = documents.guests.name_key(guest.name)
+            raise name_taken(conflict, guest.name, name_key) from None
+
+
+def name_taken(conflict: RevisionConflict, name: str, key: str) -> Exception:
+    """A conflict on the name's index is a taken name; any other conflict stays what it is."""
+    if conflict.detail.get("key") != key:
+        return conflict
+    return NameTaken(
+        f"There is already a guest {name!r}.",
+        hint=f"Choose another name, or remove that one: guest rm {name}",
+        name=name,
+    )
+
+
+def _overlay(rooms: Rooms, params: LaunchParams, image: Image, volume_id: str) -> Volume | None:
+    """The guest's own layer over the image's; None for an image without a disk.
+
+    :raise InvalidInput: a disk smaller than the image's, or a disk for an image without one.
+    """
+    if not image.volume:
+        if params.disk is not None:
+            raise InvalidInput(
+                f"The image {image.name} has no disk, so {format_size(params.disk)} cannot be set.",
+                hint="Leave --disk away, or launch another image.",
+                field="disk",
+            )
+        return None
+    size = params.disk or image.virtual_size
+    if size < image.virtual_size:
+        raise InvalidInput(
+            f"A disk of {format_size(size)} is smaller than the image's"
+            f" {format_size(image.virtual_size)}.",
+            hint=f"Use at least {format_size(image.virtual_size)}.",
+            field="disk",
+        )
+    return Volume(
+        id=volume_id,
+        parent=image.volume,
+        size=-(-size // 65536) * 65536,
+        created_at=time.time(),
+        note=f"root disk of {params.name}",
+    )
+
+
+def _document(
+    rooms: Rooms, params: LaunchParams, image: Image, ids: dict[str, str], volume: Volume | None
+) -> Guest:
+    facts = rooms.facts()
+    spec = GuestSpec(
+        image=image.name,
+        image_id=image.id,
+        cpus=params.cpus,
+        memory=params.memory,
+        disks=(Disk(name="root", volume=volume.id, size=volume.size, serial="root"),)
+        if volume
+        else (),
+        nics=(Nic(mac=ids["mac"], ports=params.publish),),
+        firmware=params.firmware,
+        boot=_boot(image, params.firmware),
+        machine=facts.qemu.machine if facts.qemu else "",
+        cpu=params.cpu,
+        accelerator=params.accelerator,
+        display=params.display,
+        on_panic=params.on_panic,
+        user=params.user,
+        description=params.description,
+    )
+    check_spec(spec)
+    now = time.time()
+    return Guest(
+        id=params.guest,
+        name=params.name,
+        uuid=ids["uuid"],
+        number=0,
+        created_at=now,
+        spec=spec,
+        status=GuestStatus(state=S.STOPPED, reason="created", message="created", since=now),
+    )
+
+
+def _boot(image: Image, firmware: Firmware) -> BootPath:
+    """UEFI guests boot by their firmware from the start: that is what they are asked for."""
+    if image.boot_files is None or (image.volume and firmware is Firmware.UEFI):
+        return BootPath.DISK
+    return BootPath.FIRST_KERNEL if image.volume else BootPath.KERNEL
+
+
+def free_number(rooms: Rooms) -> int:
+    """The smallest number that no guest has: it indexes the guests' uids."""
+    taken = {guest.number for guest in rooms.view.guests.values()}
+    return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -1,0 +1,243 @@
+"""Changing what a guest is: its name, its resources, its ports."""
+
+from __future__ import annotations
+
+import msgspec
+
+from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, RevisionConflict
+from guesthouse.jobs.context import JobContext
+from guesthouse.jobs.registry import Operation
+from guesthouse.model.device import Nic, Protocol, Publish
+from guesthouse.model.guest import (
+    Firmware,
+    Guest,
+    GuestSpec,
+    OnPanic,
+    check_spec,
+    pending_changes,
+)
+from guesthouse.model.names import check_name
+from guesthouse.model.states import LIVE
+from guesthouse.model.units import format_size
+from guesthouse.operations.creation import name_taken
+from guesthouse.operations.lifecycle import GuestOperation, GuestParams
+from guesthouse.operations.ports import free_port
+from guesthouse.operations.rooms import Rooms
+from guesthouse.store.documents import GUESTS
+
+
+class SetParams(GuestParams, kw_only=True, frozen=True):
+    """None leaves a field alone. :ivar disk: the root disk's new size in bytes."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    description: str | None = None
+    cpu: str | None = None
+    display: bool | None = None
+    firmware: Firmware | None = None
+    accelerator: str | None = None
+    on_panic: OnPanic | None = None
+
+
+class SetGuest(GuestOperation, Operation[SetParams]):
+    """Change the spec. What a running guest cannot take is pending until its next start."""
+
+    kind = "guest.set"
+    Params = SetParams
+
+    def locks(self, params: SetParams) -> tuple[str, ...]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: SetParams) -> dict[str, object]:
+        guest = await self.rooms.guest(params.guest)
+        changes = {
+            field: value
+            for field in msgspec.structs.fields(SetParams)
+            if field.name not in {"guest", "disk"}
+            and (value := getattr(params, field.name)) is not None
+        }
+        named = {field.name: value for field, value in changes.items()}
+        check_spec(msgspec.structs.replace(guest.spec, **named))
+        if params.disk is not None:
+            await self._grow(ctx, guest, params.disk)
+        await ctx.step("set")
+        guest = (
+            await self.rooms.documents.guests.update(
+                guest.id,
+                lambda g: msgspec.structs.replace(g, spec=msgspec.structs.replace(g.spec, **named)),
+            )
+        ).doc
+        await self.rooms.pool.write_copy("guests", guest)
+        return {"pending": list(pending_changes(guest))}
+
+    async def _grow(self, ctx: JobContext, guest: Guest, size: int) -> None:
+        """Grow the root disk. The file first, then the documents: a file that is larger than its
+        document says is harmless, and running this again ends the work."""
+        if not guest.spec.disks:
+            raise InvalidInput(
+                f"Guest {guest.name!r} has no disk to grow.",
+                hint="Its image runs from memory.",
+                field="disk",
+            )
+        root = guest.spec.disks[0]
+        if size < root.size:
+            raise InvalidInput(
+                f"The disk of {guest.name!r} has {format_size(root.size)} and cannot shrink"
+                f" to {format_size(size)}.",
+                hint="Disks only grow. Launch a new guest with a smaller disk and copy the data.",
+                field="disk",
+            )
+        if guest.state in LIVE:
+            raise InvalidTransition(
+                f"Cannot grow the disk: guest {guest.name!r} is {guest.state.value}.",
+                hint=f"Stop it first: guest stop {guest.name}",
+                guest=guest.name,
+                state=guest.state.value,
+            )
+        await ctx.step("grow", volume=root.volume)
+        size = -(-size // 65536) * 65536
+        volume = (await self.rooms.documents.volumes.require(root.volume)).doc
+        await self.rooms.pool.grow(volume, size)
+        grown = (
+            await self.rooms.documents.volumes.update(
+                volume.id, lambda v: msgspec.structs.replace(v, size=size)
+            )
+        ).doc
+        await self.rooms.pool.write_copy("volumes", grown)
+        await self.rooms.documents.guests.update(
+            guest.id,
+            lambda g: _with_disks(
+                g, (msgspec.structs.replace(g.spec.disks[0], size=size), *g.spec.disks[1:])
+            ),
+        )
+
+
+def _with_disks(guest: Guest, disks: tuple[object, ...]) -> Guest:
+    return msgspec.structs.replace(guest, spec=msgspec.structs.replace(guest.spec, disks=disks))
+
+
+class RenameParams(GuestParams, kw_only=True, frozen=True):
+    name: str
+
+
+class Rename(GuestOperation, Operation[RenameParams]):
+    """The name alone: disks and uid stay. The hostname inside follows at the next start."""
+
+    kind = "guest.rename"
+    Params = RenameParams
+
+    def locks(self, params: RenameParams) -> tuple[str, ...]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: RenameParams) -> None:
+        check_name(params.name)
+        guests = self.rooms.documents.guests
+        guest = await guests.require(params.guest)
+        if guest.doc.name == params.name:
+            return
+        await ctx.step("rename")
+        renamed = msgspec.structs.replace(guest.doc, name=params.name)
+        try:
+            revision = await self.rooms.documents.store.commit(
+                [
+                    guests.put_op(renamed, expect=guest.revision),
+                    guests.claim_op(params.name, params.guest),
+                    guests.release_op(guest.doc.name),
+                ]
+            )
+        except RevisionConflict as conflict:
+            raise name_taken(conflict, params.name, guests.name_key(params.name)) from None
+        await self.rooms.view.wait_for(revision)
+        await self.rooms.pool.write_copy("guests", renamed)
+
+
+class PublishParams(GuestParams, kw_only=True, frozen=True):
+    port: Publish
+
+
+class PublishPort(GuestOperation, Operation[PublishParams]):
+    """Publish a port of the first network card; live when the guest runs."""
+
+    kind = "guest.publish"
+    Params = PublishParams
+
+    def locks(self, params: PublishParams) -> tuple[str, ...]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: PublishParams) -> dict[str, str]:
+        guest = await self.rooms.guest(params.guest)
+        if not guest.spec.nics:
+            raise InvalidInput(f"Guest {guest.name!r} has no network card.", field="nics")
+        if ctx.resumed and params.port in guest.spec.nics[0].ports:
+            return {"port": str(params.port)}
+        live = self.rooms.live.get(guest.id)
+        await ctx.step("publish")
+        port = await free_port(self.rooms, params.port, guest)
+        if live is not None:
+            port = await live.running.publish(0, port)
+            ctx.undo(lambda: live.running.unpublish(0, port))
+        await change_ports(self.rooms, guest.id, add=port)
+        return {"port": str(port)}
+
+
+class UnpublishParams(GuestParams, kw_only=True, frozen=True):
+    host_ip: str
+    host_port: int
+    protocol: Protocol = Protocol.TCP
+
+
+class UnpublishPort(GuestOperation, Operation[UnpublishParams]):
+    kind = "guest.unpublish"
+    Params = UnpublishParams
+
+    def locks(self, params: UnpublishParams) -> tuple[str, ...]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: UnpublishParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        found = [
+            port
+            for nic in guest.spec.nics
+            for port in nic.ports
+            if (port.host_ip, port.host_port, port.protocol)
+            == (params.host_ip, params.host_port, params.protocol)
+        ]
+        if not found:
+            if ctx.resumed:
+                return
+            raise NotFound(
+                f"Guest {guest.name!r} publishes no {params.host_ip}:{params.host_port}"
+                f"/{params.protocol.value}.",
+                hint=f"See its ports: guest info {guest.name}",
+            )
+        await ctx.step("unpublish")
+        await change_ports(self.rooms, guest.id, remove=found[0])
+        live = self.rooms.live.get(guest.id)
+        if live is not None:
+            await live.running.unpublish(0, found[0])
+
+
+async def change_ports(
+    rooms: Rooms, guest_id: str, *, add: Publish | None = None, remove: Publish | None = None
+) -> Guest:
+    """Change the ports of the first network card in the document."""
+
+    def changed(guest: Guest) -> Guest:
+        first, *others = guest.spec.nics
+        ports = tuple(p for p in first.ports if p != remove) + ((add,) if add else ())
+        return msgspec.structs.replace(
+            guest, spec=_with_nics(guest.spec, (_with_ports(first, ports), *others))
+        )
+
+    guest = (await rooms.documents.guests.update(guest_id, changed)).doc
+    await rooms.pool.write_copy("guests", guest)
+    return guest
+
+
+def _with_nics(spec: GuestSpec, nics: tuple[Nic, ...]) -> GuestSpec:
+    return msgspec.structs.replace(spec, nics=nics)
+
+
+def _with_ports(nic: Nic, ports: tuple[Publish, ...]) -> Nic:
+    return msgspec.structs.replace(nic, ports=ports)

@@ -1,0 +1,311 @@
+"""The house: one method per verb. Resolves names, checks what can be checked at once, submits jobs.
+
+It keeps `api.facade.House`. Nothing here changes anything by itself: changes are jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from guesthouse.drivers.base import VNC_SOCKET
+from guesthouse.errors import InvalidInput, NameTaken, NotFound, UnknownImage
+from guesthouse.guestos.ssh import RemoteProcess
+from guesthouse.images.building import BuildParams, RemoveParams
+from guesthouse.jobs.runner import JobRunner
+from guesthouse.model.device import Publish, check_publish
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import Guest, pending_changes
+from guesthouse.model.host import HostFacts
+from guesthouse.model.ids import new_id
+from guesthouse.model.image import Image
+from guesthouse.model.job import Job
+from guesthouse.model.names import check_image_name, check_name, pleasant_name
+from guesthouse.model.reports import (
+    BuildImageRequest,
+    DeleteRequest,
+    EmptyRequest,
+    ExecRequest,
+    GuestView,
+    HouseInfo,
+    ImageView,
+    KnownImage,
+    LaunchRequest,
+    LogSource,
+    Readiness,
+    RenameRequest,
+    RestartRequest,
+    SetRequest,
+    StartRequest,
+    StopRequest,
+    UnpublishRequest,
+)
+from guesthouse.operations.creation import LaunchParams
+from guesthouse.operations.deletion import DeleteParams
+from guesthouse.operations.editing import (
+    PublishParams,
+    RenameParams,
+    SetParams,
+    UnpublishParams,
+)
+from guesthouse.operations.lifecycle import (
+    GuestParams,
+    RestartParams,
+    StartParams,
+    StopParams,
+)
+from guesthouse.operations.logs import read_log
+from guesthouse.operations.rooms import Rooms
+from guesthouse.storage.collect import CollectParams
+from guesthouse.store.documents import GUESTS, IMAGES
+from guesthouse.store.view import View
+
+Console = Callable[[str, int], Awaitable[socket.socket]]
+
+
+@dataclass(kw_only=True)
+class House:
+    """:ivar console: (run key, bytes to replay) -> the serial console, from the keeper.
+
+    :ivar reprobe: look at the host afresh. :ivar stop: ask the daemon to stop.
+    """
+
+    rooms: Rooms
+    jobs: JobRunner
+    console: Console
+    reprobe: Callable[[], Awaitable[HostFacts]]
+    stop_daemon: Callable[[], None]
+    identity: HouseInfo
+
+    @property
+    def view(self) -> View:
+        return self.rooms.view
+
+    @property
+    def facts(self) -> HostFacts:
+        return self.rooms.facts()
+
+    def info(self) -> HouseInfo:
+        return msgspec.structs.replace(
+            self.identity,
+            read_only=self.rooms.documents.store.read_only or self.view.newer,
+            quarantined=dict(self.view.quarantined),
+        )
+
+    # --- Reads, from memory ----------------------------------------------------------------------
+
+    def guest_view(self, guest: Guest) -> GuestView:
+        live = self.rooms.live.get(guest.id)
+        readiness = None
+        if live is not None:
+            readiness = Readiness(
+                passed=live.progress.passed,
+                waiting=live.progress.waiting or None,
+                hint=live.progress.hint if live.progress.waiting else "",
+            )
+        return GuestView.of(
+            guest,
+            pending=pending_changes(guest),
+            addresses=live.progress.addresses if live else (),
+            readiness=readiness,
+            job=self.jobs.holder(GUESTS.key(guest.id)),
+        )
+
+    def image_view(self, image: Image) -> ImageView:
+        return ImageView.of(image, in_use_by=tuple(self.rooms.catalogue.users(image)))
+
+    def known_images(self) -> list[KnownImage]:
+        built = {image.name for image in self.view.images.values()}
+        return [
+            KnownImage(name=known.name, description=known.description, built=known.name in built)
+            for known in self.rooms.catalogue.known()
+        ]
+
+    # --- Verbs -----------------------------------------------------------------------------------
+
+    async def launch(self, request: LaunchRequest, requester: str) -> Job:
+        names = {guest.name for guest in self.view.guests.values()}
+        name = request.name or pleasant_name(names)
+        check_name(name)
+        if name in names:
+            raise NameTaken(
+                f"There is already a guest {name!r}.",
+                hint=f"Choose another name, or remove that one: guest rm {name}",
+                name=name,
+            )
+        self._check_image(request.image)
+        for port in request.publish:
+            check_publish(port)
+        fields = msgspec.structs.asdict(request) | {
+            "name": name,
+            "user": request.user or self.rooms.settings.default_user,
+            "accelerator": request.accelerator.value,
+        }
+        params = LaunchParams(guest=new_id(), **fields)
+        check_name(params.user, field="user")
+        return await self.jobs.submit(
+            "guest.launch",
+            params,
+            target=GUESTS.key(params.guest),
+            target_name=name,
+            requester=requester,
+        )
+
+    def _check_image(self, name: str) -> None:
+        """:raise UnknownImage: neither in the catalogue nor one that can be built."""
+        check_image_name(name)
+        try:
+            self.rooms.catalogue.resolve(name)
+        except UnknownImage:
+            if name not in {known.name for known in self.rooms.catalogue.known()}:
+                raise
+
+    async def start(self, ref: str, request: StartRequest, requester: str) -> Job:
+        return await self._submit("guest.start", StartParams, ref, request, requester)
+
+    async def stop(self, ref: str, request: StopRequest, requester: str) -> Job:
+        guest = self.view.guest(ref)
+        if request.force:  # never waits for a lock: whoever holds the guest is interrupted
+            holder = self.jobs.holder(GUESTS.key(guest.id))
+            if holder is not None:
+                await self.jobs.interrupt(holder, f"interrupted by 'stop --force' of {guest.name}")
+        return await self._submit("guest.stop", StopParams, guest.id, request, requester)
+
+    async def restart(self, ref: str, request: RestartRequest, requester: str) -> Job:
+        return await self._submit("guest.restart", RestartParams, ref, request, requester)
+
+    async def pause(self, ref: str, request: EmptyRequest, requester: str) -> Job:
+        return await self._submit("guest.pause", GuestParams, ref, request, requester)
+
+    async def resume(self, ref: str, request: EmptyRequest, requester: str) -> Job:
+        return await self._submit("guest.resume", GuestParams, ref, request, requester)
+
+    async def reset(self, ref: str, request: EmptyRequest, requester: str) -> Job:
+        return await self._submit("guest.reset", GuestParams, ref, request, requester)
+
+    async def power_button(self, ref: str, request: EmptyRequest, requester: str) -> Job:
+        return await self._submit("guest.power-button", GuestParams, ref, request, requester)
+
+    async def rename(self, ref: str, request: RenameRequest, requester: str) -> Job:
+        check_name(request.name)
+        return await self._submit("guest.rename", RenameParams, ref, request, requester)
+
+    async def set_guest(self, ref: str, request: SetRequest, requester: str) -> Job:
+        return await self._submit("guest.set", SetParams, ref, request, requester)
+
+    async def delete_guest(self, ref: str, request: DeleteRequest, requester: str) -> Job:
+        return await self._submit("guest.delete", DeleteParams, ref, request, requester)
+
+    async def publish(self, ref: str, request: Publish, requester: str) -> Job:
+        check_publish(request)
+        guest = self.view.guest(ref)
+        return await self._submit_params(
+            "guest.publish", PublishParams(guest=guest.id, port=request), guest, requester
+        )
+
+    async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job:
+        return await self._submit("guest.unpublish", UnpublishParams, ref, request, requester)
+
+    async def build_image(self, request: BuildImageRequest, requester: str) -> Job:
+        check_image_name(request.name)
+        if request.name not in {known.name for known in self.rooms.catalogue.known()}:
+            raise UnknownImage(
+                f"This house does not know how to build {request.name!r}.",
+                hint="See what can be built: guest image ls",
+            )
+        return await self.jobs.submit(
+            "image.build",
+            BuildParams(name=request.name, rebuild=request.rebuild),
+            target_name=request.name,
+            requester=requester,
+            dedupe=request.name,
+        )
+
+    async def remove_image(self, ref: str, requester: str) -> Job:
+        image = self.rooms.catalogue.resolve(ref)
+        return await self.jobs.submit(
+            "image.remove",
+            RemoveParams(image=image.id),
+            target=IMAGES.key(image.id),
+            target_name=image.name,
+            requester=requester,
+        )
+
+    async def collect(self, requester: str) -> Job:
+        return await self.jobs.submit(
+            "storage.collect", CollectParams(), requester=requester, dedupe="storage"
+        )
+
+    async def _submit(
+        self, kind: str, params: type[GuestParams], ref: str, request: Noun, requester: str
+    ) -> Job:
+        """Requests have the fields of the params that they become, the guest's id apart."""
+        guest = self.view.guest(ref)
+        fields = msgspec.structs.asdict(request)
+        if isinstance(fields.get("accelerator"), str):
+            fields["accelerator"] = str(fields["accelerator"])
+        return await self._submit_params(kind, params(guest=guest.id, **fields), guest, requester)
+
+    async def _submit_params(self, kind: str, params: Noun, guest: Guest, requester: str) -> Job:
+        return await self.jobs.submit(
+            kind,
+            params,
+            target=GUESTS.key(guest.id),
+            target_name=guest.name,
+            requester=requester,
+        )
+
+    # --- Streams and channels ----------------------------------------------------------------
+
+    async def screenshot(self, ref: str) -> bytes:
+        guest = self.view.guest(ref)
+        live = self.rooms.live.require(guest, verb="take a screenshot")
+        return await live.running.screenshot()
+
+    async def log_tail(
+        self, ref: str, source: LogSource, tail: int, *, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        return await read_log(
+            self.rooms, self.jobs, self.view.guest(ref), source, tail=tail, follow=follow
+        )
+
+    async def open_exec(self, ref: str, request: ExecRequest) -> RemoteProcess:
+        guest = self.view.guest(ref)
+        ssh = self.rooms.live.require_ssh(guest, verb="run a command in it")
+        tty = request.tty
+        return await ssh.start(
+            request.argv, user=request.user, env=request.env, tty=tty, cwd=request.cwd
+        )
+
+    async def open_console(self, ref: str, replay: int) -> socket.socket:
+        guest = self.view.guest(ref)
+        self.rooms.live.require(guest, verb="open its console")
+        return await self.console(guest.run_key, replay)
+
+    async def open_vnc(self, ref: str) -> socket.socket:
+        guest = self.view.guest(ref)
+        self.rooms.live.require(guest, verb="open its screen")
+        if not (guest.launch and guest.launch.spec.display):
+            raise InvalidInput(
+                f"Guest {guest.name!r} has no screen.",
+                hint=f"Give it one and restart it: guest set {guest.name} display=true",
+            )
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.setblocking(False)
+        path = self.rooms.folders.guest_runtime(guest.id) / VNC_SOCKET
+        try:
+            await asyncio.get_running_loop().sock_connect(stream, str(path))
+        except OSError as error:
+            stream.close()
+            raise NotFound(f"The screen of {guest.name!r} cannot be reached: {error}.") from None
+        return stream
+
+    async def probe(self) -> HostFacts:
+        return await self.reprobe()
+
+    def request_stop(self) -> None:
+        self.stop_daemon()

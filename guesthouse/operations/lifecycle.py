@@ -1,0 +1,303 @@
+"""Start, stop, pause and their kin."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from guesthouse.drivers.base import Exit
+from guesthouse.errors import DeadlineExceeded, GuesthouseError, LaunchFailed
+from guesthouse.jobs.context import JobContext
+from guesthouse.jobs.registry import Operation
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import Guest
+from guesthouse.model.states import LIVE, GuestState, require_state
+from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.running import end_status, exited, launch_guest, with_state
+from guesthouse.store.documents import GUESTS
+
+S = GuestState
+STARTABLE = frozenset({S.STOPPED, S.FAILED})
+STOPPABLE = LIVE
+
+
+class GuestParams(Noun, kw_only=True, frozen=True):
+    guest: str
+
+
+class GuestOperation:
+    """What the lifecycle operations share: one guest, its lock, the rooms."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self.rooms = rooms
+
+
+class StartParams(GuestParams, kw_only=True, frozen=True):
+    paused: bool = False
+    wait_ready: bool = False
+    ready_timeout: float = 300.0
+
+
+class Start(GuestOperation, Operation[StartParams]):
+    kind = "guest.start"
+    Params = StartParams
+
+    def locks(self, params: StartParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: StartParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        if not ctx.resumed:
+            require_state(guest.name, guest.state, STARTABLE, verb="start it")
+        await launch_guest(self.rooms, ctx, guest, paused=params.paused)
+        if params.wait_ready and not params.paused:
+            await wait_ready(self.rooms, ctx, guest, params.ready_timeout)
+
+
+async def wait_ready(
+    rooms: Rooms, ctx: JobContext, guest: Guest, timeout: float, *, start: float = 0.0
+) -> None:
+    """Wait for the readiness checks, with progress. Nothing is undone when they do not come."""
+    ctx.keep()
+    live = rooms.live.get(guest.id)
+    if live is None:
+        raise LaunchFailed(
+            f"Guest {guest.name!r} ended at once.", hint=f"See why: guest logs {guest.name}"
+        )
+
+    def report(waiting: str) -> None:
+        done = len(live.progress.passed)
+        ctx.progress(start + (1 - start) * done / 5, f"waiting for {waiting or 'the guest'}")
+
+    await live.wait_ready(guest.name, timeout, report)
+
+
+class StopParams(GuestParams, kw_only=True, frozen=True):
+    """:ivar timeout: seconds to ask politely before the process is killed."""
+
+    force: bool = False
+    timeout: float = 60.0
+
+
+class Stop(GuestOperation, Operation[StopParams]):
+    """Ask politely (agent, then the power button), wait, then kill, and say which it was."""
+
+    kind = "guest.stop"
+    Params = StopParams
+
+    def locks(self, params: StopParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: StopParams) -> dict[str, str]:
+        guest = await self.rooms.guest(params.guest)
+        if guest.state is S.STOPPED:
+            return {"how": "it was not running"}
+        require_state(guest.name, guest.state, STOPPABLE | {S.FAILED}, verb="stop it")
+        return {"how": await stop_guest(self.rooms, ctx, guest, params)}
+
+
+async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopParams) -> str:
+    """Bring a guest down. Answers how it went, as a phrase for people."""
+    live = rooms.live.get(guest.id)
+    if live is None:  # failed, or ended by itself a moment ago: only the record is to be settled
+        await rooms.documents.guests.update(
+            guest.id, lambda g: end_status(g, S.STOPPED, "user", "stopped")
+        )
+        return "it had ended already"
+    await ctx.step("stop")
+    how, reason = "", "killed"
+    if not params.force:
+        if (await live.running.state())[0] == "paused":
+            await live.running.resume()  # a paused guest cannot hear that it shall power off
+        await rooms.documents.guests.update(
+            guest.id, lambda g: with_state(g, S.STOPPING, "user", "asked to power off")
+        )
+        how = await _ask(ctx, rooms, guest, params.timeout)
+        reason = "guest-shutdown"
+    if not how:
+        ctx.progress(0.9, "killing it")
+        await live.running.kill()
+        how = "killed as asked" if params.force else f"killed after {params.timeout:.0f} s"
+        reason = "killed"
+    await exited(rooms, guest.id, live.incarnation)
+    await rooms.documents.guests.update(
+        guest.id, lambda g: end_status(g, S.STOPPED, reason, f"stopped by the user: {how}")
+    )
+    return how
+
+
+async def _ask(ctx: JobContext, rooms: Rooms, guest: Guest, timeout: float) -> str:
+    """Ask the agent, then press the power button every few seconds. Empty when it did not obey."""
+    live = rooms.live.require(guest, verb="stop it")
+    gone = asyncio.create_task(live.running.wait_exit())
+    ended = time.monotonic() + timeout
+    way = "powered off by its power button"
+    try:
+        if "agent" in live.progress.passed:
+            ctx.progress(0.1, "asking its agent to power off")
+            try:
+                await live.agent.shutdown("powerdown")
+                way = "powered off by its agent"
+            except GuesthouseError as error:
+                ctx.log(f"the agent did not take it: {error.message}")
+        while (left := ended - time.monotonic()) > 0:
+            if way.endswith("button"):
+                ctx.progress(0.3, "pressing the power button")
+                await live.running.power_button()
+            done, _ = await asyncio.wait({gone}, timeout=min(left, 10.0))
+            if done:
+                return way
+            # Some guests drop the first press while they boot; an agent may have lied.
+            way = "powered off by its power button"
+        return ""
+    finally:
+        gone.cancel()
+
+
+class RestartParams(StopParams, kw_only=True, frozen=True):
+    wait_ready: bool = False
+    ready_timeout: float = 300.0
+
+
+class Restart(GuestOperation, Operation[RestartParams]):
+    """Stop and start under one lock; pending changes take effect."""
+
+    kind = "guest.restart"
+    Params = RestartParams
+
+    def locks(self, params: RestartParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: RestartParams) -> dict[str, str]:
+        guest = await self.rooms.guest(params.guest)
+        how = "it was not running"
+        if guest.state in STOPPABLE and not ctx.has_step("launch"):
+            how = await stop_guest(self.rooms, ctx, guest, params)
+            guest = await self.rooms.guest(params.guest)
+        if not ctx.resumed:
+            require_state(guest.name, guest.state, STARTABLE, verb="restart it")
+        await launch_guest(self.rooms, ctx, guest)
+        if params.wait_ready:
+            await wait_ready(self.rooms, ctx, guest, params.ready_timeout)
+        return {"how": how}
+
+
+class Pause(GuestOperation, Operation[GuestParams]):
+    kind = "guest.pause"
+    Params = GuestParams
+    may_cancel = False
+
+    def locks(self, params: GuestParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: GuestParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        require_state(guest.name, guest.state, frozenset({S.RUNNING, S.PAUSED}), verb="pause it")
+        live = self.rooms.live.require(guest, verb="pause it")
+        await ctx.step("pause")
+        await live.running.pause()
+        await self.rooms.documents.guests.update(
+            guest.id, lambda g: with_state(g, S.PAUSED, "user", "paused by the user")
+        )
+
+
+class Resume(GuestOperation, Operation[GuestParams]):
+    kind = "guest.resume"
+    Params = GuestParams
+    may_cancel = False
+
+    def locks(self, params: GuestParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: GuestParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        require_state(guest.name, guest.state, frozenset({S.RUNNING, S.PAUSED}), verb="resume it")
+        live = self.rooms.live.require(guest, verb="resume it")
+        await ctx.step("resume")
+        await live.running.resume()
+        await self.rooms.documents.guests.update(
+            guest.id, lambda g: with_state(g, S.RUNNING, "user", "resumed by the user")
+        )
+
+
+class Reset(GuestOperation, Operation[GuestParams]):
+    """The reset button: the guest's memory is lost, its process stays."""
+
+    kind = "guest.reset"
+    Params = GuestParams
+    may_cancel = False
+
+    def locks(self, params: GuestParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: GuestParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        live = self.rooms.live.require(guest, verb="reset it")
+        await ctx.step("reset")
+        await live.running.reset()
+
+
+class PowerButton(GuestOperation, Operation[GuestParams]):
+    """Press the power button once and leave the rest to the guest."""
+
+    kind = "guest.power-button"
+    Params = GuestParams
+    may_cancel = False
+
+    def locks(self, params: GuestParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: GuestParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        live = self.rooms.live.require(guest, verb="press its power button")
+        await ctx.step("press")
+        await live.running.power_button()
+
+
+class SettleParams(GuestParams, kw_only=True, frozen=True):
+    incarnation: int
+    reason: str
+    message: str
+
+
+class Settle(GuestOperation, Operation[SettleParams]):
+    """A guest's process ended by itself: record why; after a reboot, start it again.
+
+    It is a job so that it waits for whoever holds the guest: a stop that is under way records the
+    end itself, and then nothing is left to do here.
+    """
+
+    kind = "guest.settle"
+    Params = SettleParams
+    may_cancel = False
+
+    def locks(self, params: SettleParams) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
+
+    async def run(self, ctx: JobContext, params: SettleParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        again = ctx.has_step("launch")
+        current = guest.launch is not None and guest.launch.incarnation == params.incarnation
+        if not again and (not current or guest.state not in LIVE):
+            return
+        await exited(self.rooms, guest.id, params.incarnation)
+        if params.reason == "guest-reset":
+            # The guest rebooted out of a direct kernel boot: its own boot loader takes over now.
+            await launch_guest(self.rooms, ctx, guest, booted=True)
+            return
+        end = Exit(params.reason, params.message)
+        await self.rooms.documents.guests.update(guest.id, lambda g: settled(g, end))
+
+
+GOOD_ENDS = frozenset({"guest-shutdown", "quit", "killed", "host-rebooted", "unknown"})
+
+
+def settled(guest: Guest, end: Exit) -> Guest:
+    """The status after an end that nobody asked for. Panics and crashes are failures."""
+    state = S.STOPPED if end.reason in GOOD_ENDS else S.FAILED
+    return end_status(guest, state, end.reason, end.message)
+
+
+def deadline(verb: str, name: str, seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"Guest {name!r} did not {verb} within {seconds:.0f} s.")

@@ -1,0 +1,41 @@
+"""What operations work with: the rooms below, wired once by the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from guesthouse.drivers.base import Driver
+from guesthouse.host.secrets import Secrets
+from guesthouse.host.settings import Settings
+from guesthouse.images.catalogue import Catalogue
+from guesthouse.model.folders import Folders
+from guesthouse.model.guest import Guest
+from guesthouse.model.host import HostFacts
+from guesthouse.operations.live import LiveGuests
+from guesthouse.storage.pool import DirectoryPool
+from guesthouse.store.documents import Documents
+from guesthouse.store.view import View
+
+
+@dataclass(kw_only=True)
+class Rooms:
+    """:ivar facts: the newest probe of this host (a call, since it may be probed again)."""
+
+    documents: Documents
+    view: View
+    driver: Driver
+    pool: DirectoryPool
+    catalogue: Catalogue
+    secrets: Secrets
+    folders: Folders
+    settings: Settings
+    facts: Callable[[], HostFacts]
+    live: LiveGuests = field(default_factory=LiveGuests)
+
+    async def guest(self, guest_id: str) -> Guest:
+        """The stored document, not the view's: operations decide on what is durable.
+
+        :raise NotFound: deleted meanwhile.
+        """
+        return (await self.documents.guests.require(guest_id)).doc

@@ -1,0 +1,115 @@
+"""Follows each running guest: its events, its readiness, its end.
+
+Event-driven throughout: a guest that does nothing costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from guesthouse.drivers.base import DriverEvent, Exit
+from guesthouse.errors import EngineError, GuesthouseError, NotFound
+from guesthouse.jobs.runner import JobRunner
+from guesthouse.model.guest import Guest
+from guesthouse.model.states import GuestState
+from guesthouse.operations.lifecycle import SettleParams
+from guesthouse.operations.live import LiveGuest
+from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.running import with_state
+from guesthouse.store.documents import GUESTS
+from guesthouse.supervisor.readiness import follow_readiness
+
+S = GuestState
+log = logging.getLogger(__name__)
+
+PAUSE_MESSAGES = {
+    "io-error": "its disk reported an error, most often a full host; it goes on after 'resume'",
+    "watchdog": "its watchdog fired",
+    "panic": "its kernel panicked",
+    "user": "paused",
+}
+
+
+class Supervisor:
+    """One task for each incarnation. `add` is what `LiveGuests.on_added` calls."""
+
+    def __init__(self, rooms: Rooms, jobs: JobRunner) -> None:
+        self.rooms = rooms
+        self.jobs = jobs
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, guest: Guest, live: LiveGuest) -> None:
+        self._spawn(self._follow(guest.id, live), f"follow {guest.name}")
+        self._spawn(follow_readiness(self.rooms, guest, live), f"readiness {guest.name}")
+
+    def _spawn(self, work: object, name: str) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]  # any coroutine of ours
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the task %r failed", task.get_name(), exc_info=error)
+
+    async def close(self) -> None:
+        """Stop following. Guests are not touched."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, guest_id: str, live: LiveGuest) -> None:
+        async for event in live.running.events():
+            if event.kind == "exit":
+                break
+            try:
+                await self._heed(guest_id, live, event)
+            except GuesthouseError as error:
+                log.warning("guest %s: event %s: %s", guest_id, event.kind, error)
+        end = await live.running.wait_exit()
+        live.ended.set()
+        await self.settle(guest_id, live.incarnation, end)
+
+    async def _heed(self, guest_id: str, live: LiveGuest, event: DriverEvent) -> None:
+        if event.kind in {"paused", "resumed", "io-error", "panic", "watchdog"}:
+            await self._unlocked(guest_id)
+            await self.sync_state(guest_id, live)
+
+    async def _unlocked(self, guest_id: str) -> None:
+        """Wait for the job that holds the guest: it writes the state that it brings about."""
+        while (holder := self.jobs.holder(GUESTS.key(guest_id))) is not None:
+            await self.jobs.wait(holder)
+
+    async def sync_state(self, guest_id: str, live: LiveGuest) -> None:
+        """Write what the engine says: running, or paused and why. Only on a change."""
+        try:
+            state, reason = await live.running.state()
+        except (NotFound, EngineError):
+            return  # it ended meanwhile; the end is recorded by `settle`
+        then = S.PAUSED if state == "paused" else S.RUNNING
+
+        def synced(guest: Guest) -> Guest:
+            if guest.launch is None or guest.launch.incarnation != live.incarnation:
+                return guest
+            if guest.state is then or guest.state not in {S.RUNNING, S.PAUSED, S.UNOBSERVED}:
+                return guest
+            message = PAUSE_MESSAGES.get(reason, reason) if then is S.PAUSED else "running"
+            return with_state(guest, then, reason, message)
+
+        await self.rooms.documents.guests.update(guest_id, synced)
+
+    async def settle(self, guest_id: str, incarnation: int, end: Exit) -> None:
+        """Have an end recorded by a job, after whatever holds the guest now."""
+        guest = self.rooms.view.guests.get(guest_id)
+        if guest is None:
+            return
+        await self.jobs.submit(
+            "guest.settle",
+            SettleParams(
+                guest=guest_id, incarnation=incarnation, reason=end.reason, message=end.message
+            ),
+            target=GUESTS.key(guest_id),
+            target_name=guest.name,
+            requester="supervisor",
+        )

@@ -175,11 +175,9 @@ class House:
     def job(self, ref: str) -> Job:
         return self._get(job_path(ref), Job)
 
-    def cancel(self, ref: str) -> Job | None:
-        """Ask a job to stop and undo what it did; the job as answered, if it was."""
-        response = self.transport.request("POST", job_path(ref, "cancel"), b"{}")
-        found = response.json() if response.body else None
-        return _decode(response, Job) if isinstance(found, dict) and "kind" in found else None
+    def cancel(self, ref: str) -> Job:
+        """Ask a job to stop and undo what it did. :raise Conflict: it may not be cancelled."""
+        return self._write("POST", job_path(ref, "cancel"), EmptyRequest())
 
     def job_log(self, ref: str) -> str:
         return self.transport.request("GET", job_path(ref, "log")).body.decode(errors="replace")

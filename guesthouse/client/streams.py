@@ -86,6 +86,10 @@ class Command:
         """End the stream; a command that still runs is killed by the daemon."""
         self._socket.close()
 
+    def abort(self) -> None:
+        """As `close`, from any thread or signal handler; `output` raises."""
+        self._socket.abort()
+
     def _control(self, message: dict[str, Any]) -> None:
         self._socket.send(json.dumps(message))
 
@@ -127,6 +131,10 @@ class Console:
 
     def close(self) -> None:
         self._socket.close()
+
+    def abort(self) -> None:
+        """As `close`, from any thread or signal handler; `output` raises."""
+        self._socket.abort()
 
 
 def open_console(transport: Transport, ref: str, *, replay: int = 4096) -> Console:

@@ -84,7 +84,7 @@ class WebSocket:
         return self._inbox.popleft()
 
     def close(self) -> None:
-        """Say goodbye if that is possible without waiting, and close. Wakes other threads."""
+        """Say goodbye if that is possible without waiting, and close. For the receiving thread."""
         if self._writing.acquire(blocking=False):
             try:
                 with self._state:
@@ -95,11 +95,16 @@ class WebSocket:
                 pass
             finally:
                 self._writing.release()
+        self.abort()
+        self._reader.close()
+        self._socket.close()
+
+    def abort(self) -> None:
+        """Cut the connection; threads that wait for it wake up. Safe in a signal handler."""
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self._socket.close()
 
     def _send(self, frame: Callable[[], None]) -> None:
         try:

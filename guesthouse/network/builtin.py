@@ -58,7 +58,7 @@ def check_added(reply: str, port: Publish) -> None:
     text = reply.strip()
     if not text:
         return
-    if text.startswith("could not set up host forwarding rule"):
+    if text.lower().startswith("could not set up host forwarding rule"):
         raise PortTaken(
             f"Port {port.host_ip}:{port.host_port}/{port.protocol.value} of this host could not "
             "be opened.",

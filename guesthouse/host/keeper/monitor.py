@@ -55,11 +55,13 @@ class MonitorWatch:
             "resumed_at": None,
         }
         self._lines = Lines()
+        self._negotiated = False
         self._link = Link(loop, path, on_data=self._received, on_up=self._fresh)
 
     @property
     def connected(self) -> bool:
-        return self._link.connected
+        """Events are heard: QEMU sends them only after the handshake."""
+        return self._link.connected and self._negotiated
 
     def finish(self) -> None:
         """The process is dead: hear what it said last, then close."""
@@ -68,6 +70,7 @@ class MonitorWatch:
 
     def _fresh(self) -> None:
         self._lines = Lines()
+        self._negotiated = False
 
     def _received(self, data: bytes) -> None:
         for line in self._lines.feed(data):
@@ -81,6 +84,9 @@ class MonitorWatch:
     def _understand(self, message: Body) -> None:
         if "QMP" in message:
             self._link.send(b'{"execute":"qmp_capabilities"}\n')
+            return
+        if "return" in message:
+            self._negotiated = True
             return
         handler = _EVENTS.get(str(message.get("event")))
         if handler is not None:

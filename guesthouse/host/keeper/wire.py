@@ -88,6 +88,7 @@ class Request:
         self.peer.send({"id": self.id, **body}, fds)
 
     def refuse(self, why: Refused) -> None:
+        self.close_fds()
         error: Body = {"code": why.code, "message": why.message}
         if why.number is not None:
             error["errno"] = why.number

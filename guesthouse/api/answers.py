@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from guesthouse.api.decoding import ApiRequest
 from guesthouse.api.racing import first, none_after
-from guesthouse.errors import DeadlineExceeded
+from guesthouse.errors import DeadlineExceeded, Unavailable
 from guesthouse.model.document import Noun, encode
 from guesthouse.model.job import Job
 from guesthouse.store.view import View
@@ -49,7 +49,8 @@ async def job_answer(request: ApiRequest, job: Job, *, wait: float) -> Response[
 
 async def _ended(request: ApiRequest, job: Job, wait: float) -> Job:
     house, stopping = request.services
-    with suppress(DeadlineExceeded):
+    # Unavailable: the daemon stops. The job is durable and goes on at its next start.
+    with suppress(DeadlineExceeded, Unavailable):
         ended = await first(house.jobs.wait(job.id, wait), none_after(stopping))
         if ended is not None:
             return ended

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from litestar import Request
+from litestar.connection import ASGIConnection
 from litestar.exceptions import InternalServerException
 from litestar.types import Scope
 
@@ -66,6 +67,11 @@ class ApiRequest(Request[Any, Any, Any]):
         """For the job's document: `uid:1000`."""
         return peer_of(self.scope).requester
 
+    @property
+    def ref(self) -> str:
+        """What the path refers to."""
+        return ref_of(self)
+
     async def read(self, kind: type[N]) -> N:
         """The body as a noun; an absent body is one that leaves every field out.
 
@@ -97,6 +103,12 @@ def peer_of(scope: Scope) -> Peer:
     """Set by the server on each connection."""
     peer: Peer = scope["state"]["peer"]
     return peer
+
+
+def ref_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The `ref` of the path. Where it may hold slashes, the framework puts one before it."""
+    ref: str = connection.path_params["ref"]
+    return ref.removeprefix("/")
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from litestar import WebSocket, websocket
 from msgspec import Meta
 
-from guesthouse.api.decoding import Services, parse_query
+from guesthouse.api.decoding import Services, parse_query, ref_of
 from guesthouse.api.described import DescribedSocket
 from guesthouse.api.streams import Link, converse, join_process, join_socket
 from guesthouse.model.document import Noun
@@ -40,7 +40,7 @@ class NoQuery(Noun, kw_only=True, frozen=True):
         )
     },
 )
-async def exec_in_guest(socket: WebSocket[Any, Any, Any], ref: str) -> None:
+async def exec_in_guest(socket: WebSocket[Any, Any, Any]) -> None:
     """Run a command in the guest.
 
     The client's first message is an `ExecRequest`. Then binary frames carry bytes, the first of
@@ -54,7 +54,7 @@ async def exec_in_guest(socket: WebSocket[Any, Any, Any], ref: str) -> None:
     async def talk(link: Link) -> None:
         parse_query(socket.scope["query_string"], NoQuery)
         request = await link.request(ExecRequest)
-        await join_process(link, await services.house.open_exec(ref, request), request)
+        await join_process(link, await services.house.open_exec(ref_of(socket), request), request)
 
     await converse(socket, talk)
 
@@ -63,7 +63,7 @@ async def exec_in_guest(socket: WebSocket[Any, Any, Any], ref: str) -> None:
     "/v1/guests/{ref:str}/console",
     opt={"socket": DescribedSocket(query=ConsoleQuery, server=(ExecProblem,))},
 )
-async def serial_console(socket: WebSocket[Any, Any, Any], ref: str) -> None:
+async def serial_console(socket: WebSocket[Any, Any, Any]) -> None:
     """The guest's serial console: binary frames both ways are its bytes.
 
     Several clients at once see the same console. A text frame from the server is an
@@ -73,7 +73,7 @@ async def serial_console(socket: WebSocket[Any, Any, Any], ref: str) -> None:
 
     async def talk(link: Link) -> None:
         replay = parse_query(socket.scope["query_string"], ConsoleQuery).replay
-        await join_socket(link, await services.house.open_console(ref, replay))
+        await join_socket(link, await services.house.open_console(ref_of(socket), replay))
 
     await converse(socket, talk)
 
@@ -82,7 +82,7 @@ async def serial_console(socket: WebSocket[Any, Any, Any], ref: str) -> None:
     "/v1/guests/{ref:str}/vnc",
     opt={"socket": DescribedSocket(query=NoQuery, server=(ExecProblem,))},
 )
-async def screen(socket: WebSocket[Any, Any, Any], ref: str) -> None:
+async def screen(socket: WebSocket[Any, Any, Any]) -> None:
     """The guest's screen: binary frames both ways are RFB (VNC).
 
     The subprotocol `binary` is accepted when it is offered. A text frame from the server is an
@@ -92,7 +92,7 @@ async def screen(socket: WebSocket[Any, Any, Any], ref: str) -> None:
 
     async def talk(link: Link) -> None:
         parse_query(socket.scope["query_string"], NoQuery)
-        await join_socket(link, await services.house.open_vnc(ref))
+        await join_socket(link, await services.house.open_vnc(ref_of(socket)))
 
     await converse(socket, talk, subprotocol="binary")
 

@@ -76,10 +76,10 @@ async def list_guests(request: ApiRequest) -> Response[bytes]:
 
 
 @get("/v1/guests/{ref:str}", opt=reads(GuestView, errors=(NotFound,)))
-async def show_guest(request: ApiRequest, ref: str) -> Response[bytes]:
+async def show_guest(request: ApiRequest) -> Response[bytes]:
     """One guest, by its name, id or unique prefix of its id."""
     house = request.house
-    return json_answer(house.guest_view(house.view.guest(ref)))
+    return json_answer(house.guest_view(house.view.guest(request.ref)))
 
 
 @post(
@@ -104,11 +104,11 @@ async def launch_guest(request: ApiRequest) -> Response[bytes]:
     status_code=202,
     opt=submits(query=DeleteQuery, errors=(NotFound, InvalidTransition, InUse, Busy)),
 )
-async def delete_guest(request: ApiRequest, ref: str) -> Response[bytes]:
+async def delete_guest(request: ApiRequest) -> Response[bytes]:
     """Delete a guest and its disks."""
     query = request.ask(DeleteQuery)
     wanted = DeleteRequest(force=query.force)
-    job = await request.house.delete_guest(ref, wanted, request.requester)
+    job = await request.house.delete_guest(request.ref, wanted, request.requester)
     return await job_answer(request, job, wait=query.wait)
 
 
@@ -117,14 +117,12 @@ async def delete_guest(request: ApiRequest, ref: str) -> Response[bytes]:
     status_code=202,
     opt=submits(query=WaitQuery, errors=(NotFound, Busy)),
 )
-async def unpublish_port(
-    request: ApiRequest, ref: str, protocol: str, host_ip: str, host_port: str
-) -> Response[bytes]:
+async def unpublish_port(request: ApiRequest) -> Response[bytes]:
     """Close a published port."""
     wait = request.ask(WaitQuery).wait
-    texts = {"protocol": protocol, "host_ip": host_ip, "host_port": host_port}
-    wanted = parse_texts(texts.items(), UnpublishRequest)
-    job = await request.house.unpublish(ref, wanted, request.requester)
+    port = [(name, text) for name, text in request.path_params.items() if name != "ref"]
+    wanted = parse_texts(port, UnpublishRequest)
+    job = await request.house.unpublish(request.ref, wanted, request.requester)
     return await job_answer(request, job, wait=wait)
 
 
@@ -132,9 +130,9 @@ async def unpublish_port(
     "/v1/guests/{ref:str}/screenshot",
     opt=reads(media=PNG, answer_text="A PNG.", errors=(NotFound, InvalidTransition, HostLacks)),
 )
-async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
+async def screenshot(request: ApiRequest) -> Response[bytes]:
     """What the guest's screen shows now."""
-    picture = await request.house.screenshot(ref)
+    picture = await request.house.screenshot(request.ref)
     return Response(picture, media_type=PNG, headers={"Cache-Control": "no-store"})
 
 
@@ -142,11 +140,11 @@ async def screenshot(request: ApiRequest, ref: str) -> Response[bytes]:
     "/v1/guests/{ref:str}/logs",
     opt=reads(media=TEXT, answer_text="Log text.", query=LogQuery, errors=(NotFound,)),
 )
-async def guest_logs(request: ApiRequest, ref: str) -> StreamAnswer:
+async def guest_logs(request: ApiRequest) -> StreamAnswer:
     """The end of a guest's log; with `follow`, it goes on until the client goes away."""
     query = request.ask(LogQuery)
     house, stopping = request.services
-    pieces = await house.log_tail(ref, query.source, query.tail, follow=query.follow)
+    pieces = await house.log_tail(request.ref, query.source, query.tail, follow=query.follow)
     return StreamAnswer(pieces, media=TEXT, stopping=stopping)
 
 
@@ -164,10 +162,10 @@ def _verb(
 ) -> HTTPRouteHandler:
     """A route that decodes `kind`, calls one method of the house and answers its job."""
 
-    async def handler(request: ApiRequest, ref: str) -> Response[bytes]:
+    async def handler(request: ApiRequest) -> Response[bytes]:
         wait = request.ask(WaitQuery).wait
         wanted = await request.read(kind)
-        job = await call(request.house)(ref, wanted, request.requester)
+        job = await call(request.house)(request.ref, wanted, request.requester)
         return await job_answer(request, job, wait=wait)
 
     handler.__name__ = name

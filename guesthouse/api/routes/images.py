@@ -21,10 +21,10 @@ async def list_images(request: ApiRequest) -> Response[bytes]:
 
 
 @get("/v1/images/{ref:path}", opt=reads(ImageView, errors=(UnknownImage,)))
-async def show_image(request: ApiRequest, ref: str) -> Response[bytes]:
+async def show_image(request: ApiRequest) -> Response[bytes]:
     """One image, by its id or its name; a name stands for the newest image of that name."""
     house = request.house
-    return json_answer(house.image_view(house.view.image(ref.lstrip("/"))))
+    return json_answer(house.image_view(house.view.image(request.ref)))
 
 
 @post(
@@ -45,10 +45,10 @@ async def build_image(request: ApiRequest) -> Response[bytes]:
     status_code=202,
     opt=submits(query=WaitQuery, errors=(NotFound, InUse)),
 )
-async def remove_image(request: ApiRequest, ref: str) -> Response[bytes]:
+async def remove_image(request: ApiRequest) -> Response[bytes]:
     """Remove an image from the catalogue."""
     wait = request.ask(WaitQuery).wait
-    job = await request.house.remove_image(ref.lstrip("/"), request.requester)
+    job = await request.house.remove_image(request.ref, request.requester)
     return await job_answer(request, job, wait=wait)
 
 

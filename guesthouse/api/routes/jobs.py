@@ -60,16 +60,16 @@ def _of_guest(house: House, ref: str) -> list[Job]:
 
 
 @get("/v1/jobs/{ref:str}", opt=reads(Job, errors=(NotFound,)))
-async def show_job(request: ApiRequest, ref: str) -> Response[bytes]:
+async def show_job(request: ApiRequest) -> Response[bytes]:
     """One job, by its id or a unique prefix of it."""
-    return json_answer(request.house.view.job(ref))
+    return json_answer(request.house.view.job(request.ref))
 
 
 @post(
     "/v1/jobs/{ref:str}/cancel",
     opt=submits(EmptyRequest, query=WaitQuery, errors=(NotFound, Conflict)),
 )
-async def cancel_job(request: ApiRequest, ref: str) -> Response[bytes]:
+async def cancel_job(request: ApiRequest) -> Response[bytes]:
     """Ask a job to stop and undo what it did.
 
     409 when it may not be cancelled. The answer is the job as it is then; its end follows.
@@ -77,7 +77,7 @@ async def cancel_job(request: ApiRequest, ref: str) -> Response[bytes]:
     wait = request.ask(WaitQuery).wait
     await request.read(EmptyRequest)
     house = request.house
-    job = house.view.job(ref)
+    job = house.view.job(request.ref)
     await house.jobs.cancel(job.id)
     return await job_answer(request, house.view.job(job.id), wait=wait)
 
@@ -86,10 +86,10 @@ async def cancel_job(request: ApiRequest, ref: str) -> Response[bytes]:
     "/v1/jobs/{ref:str}/log",
     opt=reads(media=TEXT, answer_text="Lines of text.", errors=(NotFound,)),
 )
-async def job_log(request: ApiRequest, ref: str) -> Response[bytes]:
+async def job_log(request: ApiRequest) -> Response[bytes]:
     """What a job logged so far."""
     house = request.house
-    lines = await house.jobs.log_lines(house.view.job(ref).id)
+    lines = await house.jobs.log_lines(house.view.job(request.ref).id)
     return Response("".join(f"{line}\n" for line in lines).encode(), media_type=TEXT)
 
 
@@ -102,10 +102,10 @@ async def job_log(request: ApiRequest, ref: str) -> Response[bytes]:
         errors=(NotFound,),
     ),
 )
-async def job_events(request: ApiRequest, ref: str) -> StreamAnswer:
+async def job_events(request: ApiRequest) -> StreamAnswer:
     """Follow a job until it has ended."""
     house, stopping = request.services
-    return event_stream(_events(house, house.view.job(ref)), stopping=stopping)
+    return event_stream(_events(house, house.view.job(request.ref)), stopping=stopping)
 
 
 async def _events(house: House, job: Job) -> AsyncIterator[bytes]:

@@ -1,0 +1,168 @@
+"""What is read comes from the view, whole and as described."""
+
+from __future__ import annotations
+
+import os
+
+import httpx
+import pytest
+
+from guesthouse import __version__
+from guesthouse.model.document import decode_strict
+from guesthouse.model.guest import Guest
+from guesthouse.model.reports import GuestView, HouseInfo, ImageView
+from guesthouse.model.states import GuestState
+from guesthouse.store.contract import Put
+from tests.api.house_double import HouseDouble, guest_document, image_document
+
+
+async def test_the_house_says_who_it_is(api: httpx.AsyncClient) -> None:
+    answer = await api.get("/v1")
+    info = decode_strict(answer.content, HouseInfo)
+    assert (info.api, info.pid, info.mode.value) == (1, os.getpid(), "personal")
+
+
+async def test_guests_are_listed_by_name(api: httpx.AsyncClient, house: HouseDouble) -> None:
+    await house.add(guest_document("web"), guest_document("db", GuestState.RUNNING))
+    answer = await api.get("/v1/guests")
+    found = decode_strict(answer.content, list[GuestView])
+    assert [guest.name for guest in found] == ["db", "web"]
+    assert found[0].status.state is GuestState.RUNNING
+    assert found[0].image == "micro"
+
+
+async def test_an_unchanged_list_is_not_sent_again(
+    api: httpx.AsyncClient, house: HouseDouble
+) -> None:
+    await house.add(guest_document("web"))
+    first = await api.get("/v1/guests")
+    tag = {"If-None-Match": first.headers["etag"]}
+    again = await api.get("/v1/guests", headers=tag)
+    assert (again.status_code, again.content) == (304, b"")
+    await house.add(guest_document("db"))
+    changed = await api.get("/v1/guests", headers=tag)
+    assert changed.status_code == 200
+    assert len(changed.json()) == 2
+
+
+async def test_a_guest_answers_to_name_id_and_prefix(
+    api: httpx.AsyncClient, house: HouseDouble
+) -> None:
+    guest = guest_document("web")
+    await house.add(guest)
+    for ref in ("web", guest.id, guest.id[:20], guest.id.lower()):
+        assert (await api.get(f"/v1/guests/{ref}")).json()["id"] == guest.id
+
+
+async def test_an_ambiguous_prefix_is_refused(api: httpx.AsyncClient, house: HouseDouble) -> None:
+    await house.add(guest_document("web"), guest_document("db"))
+    assert len({guest[:6] for guest in house.view.guests}) == 1  # ids begin with the time
+    answer = await api.get(f"/v1/guests/{next(iter(house.view.guests))[:6]}")
+    assert answer.status_code == 400
+    assert len(answer.json()["context"]["matches"]) == 2
+
+
+async def test_an_unknown_guest_is_a_problem_with_similar_names(
+    api: httpx.AsyncClient, house: HouseDouble
+) -> None:
+    await house.add(guest_document("webserver"))
+    answer = await api.get("/v1/guests/webservre")
+    problem = answer.json()
+    assert answer.status_code == 404
+    assert problem["code"] == "not-found"
+    assert problem["type"] == "urn:guesthouse:error:not-found"
+    assert problem["instance"] == "/v1/guests/webservre"
+    assert problem["context"]["similar"] == ["webserver"]
+    assert "webserver" in problem["hint"]
+
+
+async def test_images_have_slashes_in_their_names(
+    api: httpx.AsyncClient, house: HouseDouble
+) -> None:
+    older, newer = image_document("debian/12"), image_document("debian/12")
+    await house.add(older, newer, image_document("micro"))
+    listed = decode_strict((await api.get("/v1/images")).content, list[ImageView])
+    assert [image.id for image in listed[:2]] == [newer.id, older.id]
+    for ref in ("debian/12", "debian%2F12", newer.id):
+        assert (await api.get(f"/v1/images/{ref}")).json()["id"] == newer.id
+    missing = await api.get("/v1/images/debian/13")
+    assert (missing.status_code, missing.json()["code"]) == (404, "unknown-image")
+
+
+async def test_an_image_says_who_uses_it(api: httpx.AsyncClient, house: HouseDouble) -> None:
+    guest = guest_document("web")
+    image = image_document("micro")
+    in_use = Guest(
+        **{field: getattr(guest, field) for field in guest.__struct_fields__}
+        | {"spec": type(guest.spec)(image="micro", image_id=image.id)}
+    )
+    await house.add(image, in_use)
+    assert (await api.get("/v1/images/micro")).json()["in_use_by"] == ["web"]
+    assert (await api.get("/v1/images-known")).json()[0] == {
+        "name": "micro",
+        "description": "A tiny Linux.",
+        "built": True,
+    }
+
+
+async def test_the_host_tells_what_it_lacks(api: httpx.AsyncClient) -> None:
+    facts = (await api.get("/v1/host")).json()
+    assert facts["capabilities"][0]["cure"] == "modprobe kvm"
+    assert (await api.post("/v1/host/probe")).json()["cpus"] == facts["cpus"]
+
+
+async def test_documents_that_do_not_parse_are_reported(
+    api: httpx.AsyncClient, house: HouseDouble
+) -> None:
+    await house.add(guest_document("web"))
+    revision = await house.documents.store.commit([Put("guests/broken", b'{"schema":1}')])
+    await house.view.wait_for(revision)
+    assert list((await api.get("/v1")).json()["quarantined"]) == ["guests/broken"]
+    assert [guest["name"] for guest in (await api.get("/v1/guests")).json()] == ["web"]
+
+
+async def test_a_screenshot_is_a_png(api: httpx.AsyncClient, house: HouseDouble) -> None:
+    await house.add(guest_document("web", GuestState.RUNNING), guest_document("off"))
+    picture = await api.get("/v1/guests/web/screenshot")
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.content.startswith(b"\x89PNG")
+    off = await api.get("/v1/guests/off/screenshot")
+    assert (off.status_code, off.json()["code"]) == (409, "invalid-state")
+
+
+@pytest.mark.parametrize(("tail", "lines"), [("", 1000), ("?tail=9", 1), ("?tail=0", 0)])
+async def test_logs_are_text_from_their_end(
+    api: httpx.AsyncClient, house: HouseDouble, tail: str, lines: int
+) -> None:
+    await house.add(guest_document("web"))
+    answer = await api.get(f"/v1/guests/web/logs{tail}")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert len(answer.text.splitlines()) == lines
+    assert (
+        answer.text == house.log.decode()[-9 * lines if lines < 1000 else 0 :][: len(answer.text)]
+    )
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/guests", "/v1/guests/web", "/v1/host", "/v1/jobs", "/v1/openapi.json"]
+)
+async def test_head_answers_what_get_would_without_its_body(
+    api: httpx.AsyncClient, house: HouseDouble, path: str
+) -> None:
+    await house.add(guest_document("web"))
+    got, head = await api.get(path), await api.head(path)
+    assert head.status_code == got.status_code == 200
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert head.content == b""
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/guests/web/logs?follow=true"])
+async def test_head_of_a_stream_ends(api: httpx.AsyncClient, house: HouseDouble, path: str) -> None:
+    await house.add(guest_document("web"))
+    assert (await api.head(path)).status_code == 200
+    # The connection is usable again: the answer above was complete.
+    assert (await api.get("/v1")).status_code == 200
+
+
+async def test_the_version_is_the_package_s(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/v1/openapi.json")).json()["info"]["version"] == __version__

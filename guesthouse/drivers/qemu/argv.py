@@ -146,6 +146,8 @@ def _display(plan: Plan) -> Iterator[str]:
         yield from ("-device", f"VGA,id=video,{places.VIDEO}")
         # Without an address: connections come as descriptors, by the monitor.
         yield from ("-vnc", "none")
+        # Absolute pointing without a USB controller to poll; PS/2 serves until it has a driver.
+        yield from ("-device", f"virtio-tablet-pci,id=tablet,{places.TABLET}")
 
 
 def _channels(fd: Fd) -> Iterator[str]:

@@ -31,7 +31,7 @@ from guesthouse.drivers.qemu.plan import Plan, make_plan
 from guesthouse.drivers.qemu.publishing import Publisher, network_of
 from guesthouse.drivers.qemu.running import QemuRunning
 from guesthouse.drivers.qemu.session import CONNECT_SECONDS, Disconnected
-from guesthouse.errors import DeadlineExceeded, GuesthouseError, LaunchFailed, NotFound
+from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, LaunchFailed, NotFound
 from guesthouse.host.firmware import find_ovmf
 from guesthouse.host.keeper_client import (
     AdoptRequest,
@@ -96,6 +96,7 @@ class QemuDriver:
         nics = await self._attach_nics(guest)
         plan = make_plan(guest, resources, facts, nics, find_ovmf())
         key = f"{guest.id}.{incarnation}"
+        await self._check_free(guest)
         spawned, argv = await self._spawn(guest, resources, plan, key, nics)
         record = _record(
             guest=guest,
@@ -161,6 +162,16 @@ class QemuDriver:
             await self._keeper.forget(run_key)
 
     # --- starting -------------------------------------------------------------------------------
+
+    async def _check_free(self, guest: Guest) -> None:
+        """Before its sockets are bound anew. :raise Conflict: it has a process."""
+        for process in await (await self._keeper.client()).processes():
+            if process.key.startswith(f"{guest.id}.") and process.alive:
+                raise Conflict(
+                    f"Guest {guest.name!r} still has a process (pid {process.pid}).",
+                    hint="Stop it first.",
+                    pid=process.pid,
+                )
 
     async def _attach_nics(self, guest: Guest) -> list[Attachment]:
         return [

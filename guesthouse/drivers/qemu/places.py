@@ -21,6 +21,7 @@ SERIAL = _slot(0x03)
 RNG = _slot(0x04)
 BALLOON = _slot(0x05)
 PANIC = _slot(0x06)
+TABLET = _slot(0x07)
 
 
 def plug(index: int) -> str:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _DYING_SECONDS = 2.0
 """Between the monitor's end and the process's."""
+_RESET_SECONDS = 10.0
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 
 
@@ -100,8 +101,11 @@ class QemuRunning:
     async def reset(self) -> None:
         """Like the button. A guest that stopped for good runs again; a paused one stays so."""
         _state, reason = await self.state()
+        events = self._fan.listen()
         await self._do("system_reset")
         if reason in NEEDS_RESET:
+            # The command only asks for it; until it has happened QEMU refuses to go on.
+            await _within(_until_reset(events), _RESET_SECONDS)
             await self._do("cont")
 
     async def kill(self) -> None:
@@ -226,6 +230,12 @@ class QemuRunning:
             await self._door.close()
         if self._session is not None:
             await self._session.close()
+
+
+async def _until_reset(events: AsyncIterator[DriverEvent]) -> None:
+    async for event in events:
+        if event.kind == "reset":
+            return
 
 
 async def _within(doing: Awaitable[object], seconds: float) -> None:

@@ -272,8 +272,9 @@ async def test_a_house_namespace_is_joined_without_a_fork(house: House) -> None:
     try:
         assert holder.stdout is not None
         assert await holder.stdout.readline() == b"up\n"
+        # As the house maps them: its own user is root inside, the guests are sub-uids.
         for kind in ("uid", "gid"):
-            Path(f"/proc/{holder.pid}/{kind}_map").write_text("0 300000 65536\n")
+            Path(f"/proc/{holder.pid}/{kind}_map").write_text("0 0 1\n1 300000 65536\n")
         confinement = Confinement(
             uid=1001, gid=1001, namespaces=Namespaces(holder=holder.pid, empty_network=True)
         )
@@ -285,7 +286,7 @@ async def test_a_house_namespace_is_joined_without_a_fork(house: House) -> None:
             _, spawned = await house.spawn(*confine(argv, confinement, am_root=True), fds=table)
         assert await read_exactly(ours, 3) == b"up\n", house.errors.read_text()
         status = status_of(spawned.pid)
-        assert status["Uid"] == " ".join(["301001"] * 4), "a sub-uid, seen from outside"
+        assert status["Uid"] == " ".join(["301000"] * 4), "a sub-uid, seen from outside"
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
         for kind, same in (("user", True), ("mnt", True), ("net", False)):
             theirs_ns = os.readlink(f"/proc/{holder.pid}/ns/{kind}")

@@ -143,8 +143,10 @@ async def run(folders: Folders, say: SayReady) -> None:
         house = make_house(rooms, jobs, keeper, probed, stop)
         try:
             if not house.info().read_only:
-                await reattach(rooms, supervisor)
+                ended = await reattach(rooms, supervisor)
                 await jobs.recover()
+                for guest_id, incarnation, end in ended:
+                    await supervisor.settle(guest_id, incarnation, end)
                 await settle_idle(rooms)
             server = ApiServer(house, bind(folders.socket))
             await server.start()
@@ -219,6 +221,8 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # asyncssh logs every command at INFO; what users run in guests is not ours to keep.
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     say = SayReady(options.ready_fd)
     mode: Mode = "system" if options.system else "personal"
     try:

@@ -104,4 +104,7 @@ def _address(entry: object, mac: str) -> Address | None:
         return None
     if ip.is_loopback or not 0 <= prefix <= ip.max_prefixlen:
         return None
-    return Address(mac, str(ip), prefix, ip.is_link_local)
+    # Site-local IPv6 (fec0::/10, given by QEMU's user networking) is deprecated by RFC 3879: it
+    # leads nowhere, and a guest that has nothing else still waits for its lease.
+    near = ip.is_link_local or (isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local)
+    return Address(mac, str(ip), prefix, near)

@@ -29,7 +29,8 @@ def netdev(nic: Nic, index: int, *, hostname: str, ipv6: bool = True) -> str:
         still 0.
     """
     options = ["user", f"id={netdev_id(index)}", f"hostname={escape(hostname)}"]
-    options.append(f"ipv6={'on' if ipv6 else 'off'}")
+    # Both by name: `ipv6=on` alone would turn IPv4 off (QEMU's net/slirp.c).
+    options += ["ipv4=on", f"ipv6={'on' if ipv6 else 'off'}"]
     options += [f"hostfwd={escape(_forward(port))}" for port in nic.ports]
     return ",".join(options)
 

@@ -31,6 +31,7 @@ from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import number_key, remove_guest
 from guesthouse.operations.lifecycle import GuestOperation, wait_ready
+from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import launch_guest
 from guesthouse.store.contract import ABSENT, Op, Put
@@ -113,6 +114,8 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     ctx.undo(undo)
     if existing is not None:
         return existing.doc
+    ports = tuple([await free_port(rooms, port) for port in params.publish])
+    params = msgspec.structs.replace(params, publish=ports)
     ctx.progress(0.5, "creating its disk")
     await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)
     if volume is not None:

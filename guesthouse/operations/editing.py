@@ -51,13 +51,11 @@ class SetGuest(GuestOperation, Operation[SetParams]):
 
     async def run(self, ctx: JobContext, params: SetParams) -> dict[str, object]:
         guest = await self.rooms.guest(params.guest)
-        changes = {
+        named = {
             field: value
-            for field in msgspec.structs.fields(SetParams)
-            if field.name not in {"guest", "disk"}
-            and (value := getattr(params, field.name)) is not None
+            for field, value in msgspec.structs.asdict(params).items()
+            if field not in {"guest", "disk"} and value is not None
         }
-        named = {field.name: value for field, value in changes.items()}
         check_spec(msgspec.structs.replace(guest.spec, **named))
         if params.disk is not None:
             await self._grow(ctx, guest, params.disk)
@@ -173,7 +171,7 @@ class PublishPort(GuestOperation, Operation[PublishParams]):
             return {"port": str(params.port)}
         live = self.rooms.live.get(guest.id)
         await ctx.step("publish")
-        port = await free_port(self.rooms, params.port, guest)
+        port = await free_port(self.rooms, params.port)
         if live is not None:
             port = await live.running.publish(0, port)
             ctx.undo(lambda: live.running.unpublish(0, port))

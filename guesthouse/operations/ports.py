@@ -8,20 +8,29 @@ from guesthouse.network.ports import reserve
 from guesthouse.operations.rooms import Rooms
 
 
-def published(rooms: Rooms) -> dict[Publish, str]:
-    """Every published port of every guest, and the guest's name."""
+def published(rooms: Rooms, *, but: str = "") -> dict[Publish, str]:
+    """Every published port of every guest `but` one, and the guest's name."""
     return {
         port: guest.name
         for guest in rooms.view.guests.values()
+        if guest.id != but
         for nic in guest.spec.nics
         for port in nic.ports
     }
 
 
-async def free_port(rooms: Rooms, port: Publish, guest: Guest | None = None) -> Publish:
+async def check_ports(rooms: Rooms, guest: Guest) -> None:
+    """Before its process starts, while the holder can still be named. Raises as `free_port`."""
+    for nic in guest.spec.nics:
+        for port in nic.ports:
+            await free_port(rooms, port, but=guest.id)
+
+
+async def free_port(rooms: Rooms, port: Publish, *, but: str = "") -> Publish:
     """`port` with its real number, when nobody holds it.
+
+    :param but: id of the guest that may hold it in its document, since it is for that one.
 
     :raise PortTaken: names the guest or process that holds it. :raise Forbidden: privileged.
     """
-    taken = published(rooms)
-    return await reserve(port, taken, privileged=False)
+    return await reserve(port, published(rooms, but=but), privileged=False)

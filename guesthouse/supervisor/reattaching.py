@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,7 +13,6 @@ from guesthouse.drivers.base import Exit
 from guesthouse.errors import GuesthouseError
 from guesthouse.model.guest import Guest
 from guesthouse.model.states import LIVE, GuestState
-from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import boot_path, resources, take_up, with_state
 from guesthouse.supervisor.following import Supervisor
@@ -21,13 +21,25 @@ S = GuestState
 log = logging.getLogger(__name__)
 
 
-async def reattach(rooms: Rooms, supervisor: Supervisor) -> None:
-    """Before any job is recovered, so that a job finds its guest as it really is."""
+class Ended(NamedTuple):
+    """A guest that went away while no daemon ran."""
+
+    guest_id: str
+    incarnation: int
+    end: Exit
+
+
+async def reattach(rooms: Rooms, supervisor: Supervisor) -> list[Ended]:
+    """Before any job is recovered, so that a job finds its guest as it really is.
+
+    Answers those that ended meanwhile, for `Supervisor.settle` once jobs can be submitted.
+    """
     had_process = [g for g in rooms.view.guests.values() if g.launch and g.status.pid is not None]
-    await asyncio.gather(*(_reattach(rooms, supervisor, guest) for guest in had_process))
+    found = await asyncio.gather(*(_reattach(rooms, supervisor, g) for g in had_process))
+    return [ended for ended in found if ended is not None]
 
 
-async def _reattach(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> None:
+async def _reattach(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> Ended | None:
     assert guest.launch is not None  # the caller chose those that have one
     try:
         found = await rooms.driver.attach(
@@ -37,12 +49,12 @@ async def _reattach(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> None:
         log.warning("guest %s cannot be observed: %s", guest.name, error)
         why = error
         await rooms.documents.guests.update(guest.id, lambda g: _unobserved(g, why))
-        return
+        return None
     if isinstance(found, Exit):
-        await supervisor.settle(guest.id, guest.launch.incarnation, found)
-        return
-    live: LiveGuest = take_up(rooms, guest, found)
+        return Ended(guest.id, guest.launch.incarnation, found)
+    live = take_up(rooms, guest, found)
     await supervisor.sync_state(guest.id, live)
+    return None
 
 
 def _unobserved(guest: Guest, error: GuesthouseError) -> Guest:

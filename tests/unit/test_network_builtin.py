@@ -24,7 +24,7 @@ DNS = Publish(host_ip="0.0.0.0", host_port=5353, guest_port=53, protocol=Protoco
 def test_netdev() -> None:
     nic = Nic(mac="52:67:68:00:00:01", ports=(WEB, DNS))
     assert builtin.netdev(nic, 1, hostname="web") == (
-        "user,id=n1,hostname=web,ipv6=on,hostfwd=tcp:127.0.0.1:8080-:80,"
+        "user,id=n1,hostname=web,ipv4=on,ipv6=on,hostfwd=tcp:127.0.0.1:8080-:80,"
         "hostfwd=udp:0.0.0.0:5353-:53"
     )
     bare = Nic(mac="52:67:68:00:00:01")

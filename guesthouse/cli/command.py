@@ -30,7 +30,6 @@ class Command(click.Command):
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[tuple[str, str]]) -> None:
     if not examples:
         return
-    formatter.write_paragraph()
     with formatter.section("Examples"):
         for line, meaning in examples:
             if meaning:

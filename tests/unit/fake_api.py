@@ -1,0 +1,283 @@
+"""The HTTP side of the house for tests (see `fake_house`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import socketserver
+import sys
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+from websockets.utils import accept_key
+
+from guesthouse.errors import Cancelled, Conflict, GuesthouseError, NotFound
+from guesthouse.model.device import Publish
+from guesthouse.model.document import encode
+from guesthouse.model.guest import Guest
+from guesthouse.model.host import HostFacts
+from guesthouse.model.job import Job, JobProgress
+from guesthouse.model.reports import HouseInfo, HouseMode, ImageView, KnownImage, ProblemDetails
+
+from .fake_streams import ServerLink, run_command, serve_console
+
+if TYPE_CHECKING:
+    from .fake_house import FakeHouse
+
+
+def problem(error: GuesthouseError) -> dict[str, Any]:
+    details = ProblemDetails(
+        type=f"urn:guesthouse:error:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.message,
+        code=error.code,
+        hint=error.hint,
+        context=error.detail,
+    )
+    built: dict[str, Any] = msgspec.to_builtins(details)
+    return built
+
+
+class ApiServer(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, path: str, house: FakeHouse) -> None:
+        self.house = house
+        super().__init__(path, _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], (BrokenPipeError, ConnectionResetError)):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: ApiServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
+
+    @property
+    def house(self) -> FakeHouse:
+        return self.server.house
+
+    def _any(self) -> None:
+        url = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parsed = json.loads(body) if body else None
+        self.house.seen.append((self.command, self.path, parsed))
+        parts = [unquote(part) for part in url.path.split("/")[2:]]
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        try:
+            self._route(parts, query, parsed)
+        except GuesthouseError as error:
+            self._send(
+                error.status, json.dumps(problem(error)).encode(), "application/problem+json"
+            )
+
+    do_GET = do_POST = do_PATCH = do_DELETE = _any
+
+    def _route(self, parts: list[str], query: dict[str, str], body: Any) -> None:
+        house = self.house
+        match [self.command, *parts]:
+            case ["GET"]:
+                self._json(
+                    HouseInfo(
+                        version=house.version,
+                        mode=HouseMode.PERSONAL,
+                        node="here",
+                        pid=os.getpid(),
+                        started_at=time.time(),
+                        socket=str(house.path),
+                        state_folder=str(house.root),
+                    )
+                )
+            case ["GET", "guests"]:
+                self._json([house.view(guest) for guest in house.guests.values()])
+            case ["GET", "guests", ref]:
+                self._json(house.view(house.guest(ref)))
+            case ["POST", "guests"]:
+                guest = house.add(body.get("name") or "merry-pilgrim")
+                self._job("guest.launch", guest)
+            case ["DELETE", "guests", ref]:
+                guest = house.guest(ref)
+                self._job("guest.delete", guest)
+                house.guests.pop(guest.id, None)
+            case ["PATCH", "guests", ref]:
+                self._job("guest.set", house.guest(ref))
+            case ["GET", "guests", ref, "screenshot"]:
+                house.guest(ref)
+                self._send(200, b"\x89PNG picture", "image/png")
+            case ["GET", "guests", ref, "logs"]:
+                house.guest(ref)
+                self._logs(query)
+            case ["GET", "guests", ref, "exec"]:
+                self._websocket(lambda link: run_command(link, house, ref))
+            case ["GET", "guests", ref, "console"]:
+                self._websocket(lambda link: serve_console(link, house))
+            case ["POST", "guests", ref, "rename"]:
+                guest = house.guest(ref)
+                renamed = msgspec.structs.replace(guest, name=body["name"])
+                house.guests[guest.id] = renamed
+                self._job("guest.rename", renamed)
+            case ["POST", "guests", ref, "ports"]:
+                guest = house.guest(ref)
+                nic = guest.spec.nics[0]
+                port = msgspec.convert(body, Publish)
+                if not port.host_port:
+                    port = msgspec.structs.replace(port, host_port=40123)
+                nics = (msgspec.structs.replace(nic, ports=(*nic.ports, port)),)
+                spec = msgspec.structs.replace(guest.spec, nics=nics)
+                house.guests[guest.id] = msgspec.structs.replace(guest, spec=spec)
+                self._job("guest.publish", guest)
+            case ["DELETE", "guests", ref, "ports", _, _, _]:
+                self._job("guest.unpublish", house.guest(ref))
+            case ["POST", "guests", ref, verb]:
+                self._job(f"guest.{verb}", house.guest(ref))
+            case ["GET", "images"]:
+                self._json([ImageView.of(one, in_use_by=("web",)) for one in house.images])
+            case ["GET", "images-known"]:
+                self._json([KnownImage(name="micro", description="tiny", built=False)])
+            case ["POST", "images"]:
+                self._job("image.build", None)
+            case ["GET", "images", *name]:
+                found = [one for one in house.images if one.name == "/".join(name)]
+                if not found:
+                    raise NotFound(f"There is no image {'/'.join(name)!r}.")
+                self._json(ImageView.of(found[0]))
+            case ["DELETE", "images", *_]:
+                self._job("image.remove", None)
+            case ["GET", "jobs"]:
+                self._json(list(house.jobs.values()))
+            case ["GET", "jobs", ref]:
+                self._json(self._find(ref))
+            case ["GET", "jobs", ref, "log"]:
+                self._send(200, f"log of {self._find(ref).kind}\n".encode(), "text/plain")
+            case ["GET", "jobs", ref, "events"]:
+                self._events(self._find(ref))
+            case ["POST", "jobs", ref, "cancel"]:
+                job = self._find(ref)
+                if not job.may_cancel:
+                    raise Conflict("It may not be cancelled.")
+                self._json(house.finish(job.id, Cancelled("The job was cancelled.")), 202)
+            case ["GET", "host"] | ["POST", "host", "probe"]:
+                self._json(
+                    HostFacts(
+                        boot_id="b",
+                        kernel="6.1",
+                        os="Debian 12",
+                        cpus=2,
+                        memory=8 << 30,
+                        cgroups="v2",
+                        root=False,
+                        accelerator="tcg",
+                        accelerator_reason="no /dev/kvm",
+                        qemu=None,
+                        capabilities=house.capabilities,
+                        probed_at=time.time(),
+                    )
+                )
+            case ["POST", "daemon", "stop"]:
+                self._send(202, b"{}")
+                house.stopped.set()
+            case _:
+                raise NotFound(f"There is nothing at {self.path}.")
+
+    def _find(self, ref: str) -> Job:
+        for job in self.house.jobs.values():
+            if job.id.startswith(ref):
+                return job
+        raise NotFound(f"There is no job {ref!r}.", hint="See what there is: guest job ls")
+
+    def _job(self, kind: str, guest: Guest | None) -> None:
+        if kind in self.house.fail:
+            raise self.house.fail[kind]
+        job = self.house.submit(kind, guest)
+        if not self.house.hold:
+            failure = self.house.fail.get(f"{kind}:later")
+            self.house.finish(job.id, failure)
+        self._json(job, 202)
+
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(status, encode(value))
+
+    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _streamed(self, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _logs(self, query: dict[str, str]) -> None:
+        data = self.house.logs[-int(query["tail"]) :] if int(query["tail"]) else b""
+        self._streamed("text/plain")
+        if data:
+            self._chunk(data)
+        if query["follow"] == "true":
+            self.house.log_more.wait(30)
+            self._chunk(b"fourth\n")
+        self._chunk(b"")
+
+    def _events(self, job: Job) -> None:
+        house = self.house
+        if house.cut_events:  # as a daemon that dies in the middle
+            house.cut_events -= 1
+            self._streamed("text/event-stream")
+            self._chunk(b": open\n\n")
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self._streamed("text/event-stream")
+        self._chunk(b": open\n\n")
+        said = 0
+        while True:
+            with house.changed:
+                while not (
+                    house.stopped.is_set()
+                    or house.jobs[job.id].ended
+                    or len(house.ticks[job.id]) > said
+                ):
+                    house.changed.wait()
+                fresh = house.ticks[job.id][said:]
+                said += len(fresh)
+                now = house.jobs[job.id]
+            for tick in fresh:
+                name = "progress" if isinstance(tick, JobProgress) else "log"
+                self._chunk(b"event: %b\ndata: %b\n\n" % (name.encode(), encode(tick)))
+            if now.ended:
+                self._chunk(b"event: job\ndata: %b\n\n" % encode(now))
+            if now.ended or house.stopped.is_set():
+                self._chunk(b"")
+                return
+
+    def _websocket(self, serve: Callable[[ServerLink], None]) -> None:
+        self.send_response(101)
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Sec-WebSocket-Accept", accept_key(self.headers["Sec-WebSocket-Key"]))
+        self.end_headers()
+        link = ServerLink(self.connection)
+        try:
+            serve(link)
+        except GuesthouseError as error:
+            link.send(json.dumps({"problem": problem(error)}))
+        link.close()
+        self.close_connection = True

@@ -80,6 +80,8 @@ class _Http(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
+    """Notices hang-ups, and lets a conversation say why it ends when the server stops."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.hang_up = _HangUp(self.transport)
@@ -89,6 +91,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
         peer: Peer = self.app_state["peer"]
         peer.gone.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        # A conversation under way hears of the stop by itself, tells its client and closes.
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
 
 
 class _Server(uvicorn.Server):

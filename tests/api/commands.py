@@ -37,7 +37,7 @@ class Command(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.SubprocessTransport", transport)
-        self.process = RemoteProcess(self._signal, self, 0)
+        self.process = RemoteProcess(self, self._signal, _settle)
 
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         assert isinstance(data, bytes)
@@ -95,3 +95,7 @@ class Command(asyncio.SubprocessProtocol):
             os.killpg(pid, signal.Signals[f"SIG{name}"])
         except ProcessLookupError:
             raise NotFound("The command has ended.") from None
+
+
+async def _settle() -> None:
+    """Pipes of this host are read before their end is: nothing is on the way."""

@@ -191,6 +191,7 @@ class HouseDouble:
         self.stop_asked = asyncio.Event()
         self.commands: list[Command] = []
         self.consoles: list[socket.socket] = []
+        self.console_opened = asyncio.Event()
         self.log = b"".join(b"line %d\n" % number for number in range(1000))
         self.log_closed = asyncio.Event()
 
@@ -412,6 +413,7 @@ class HouseDouble:
         ours.setblocking(False)
         theirs.setblocking(False)
         self.consoles.append(theirs)
+        self.console_opened.set()
         if replay:
             theirs.send(self.log[-replay:])
         return ours

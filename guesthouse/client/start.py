@@ -128,6 +128,12 @@ def _answers(transport: Transport, patience: float) -> bool:
             time.sleep(0.02)
 
 
+def daemon_argv(word: int) -> list[str]:
+    """:param word: the descriptor on which the daemon says that it is ready, or why not."""
+    # -P: a folder called `guesthouse` in the working folder must not be imported.
+    return [sys.executable, "-P", "-m", "guesthouse.daemon", "--ready-fd", str(word)]
+
+
 def _run_daemon(env: Environment, folders: Folders) -> GuesthouseError | None:
     """Start the daemon and wait for its word: None is ready, else why it is not."""
     log = folders.state / "daemon.log"
@@ -136,10 +142,8 @@ def _run_daemon(env: Environment, folders: Folders) -> GuesthouseError | None:
         before = os.fstat(log_fd).st_size
         ready, word = os.pipe()
         try:
-            # -P: a folder called `guesthouse` in the working folder must not be imported.
-            argv = [sys.executable, "-P", "-m", "guesthouse.daemon", "--ready-fd", str(word)]
             process = subprocess.Popen(
-                argv,
+                daemon_argv(word),
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,

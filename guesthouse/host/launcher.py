@@ -34,8 +34,8 @@ class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
 
     `holder`: pid of the process that keeps the house's user and mount namespaces, to join them;
     uids are then those inside, and the caller's own must be 0 there (only so it keeps its rights
-    through the exec that follows). None where the house has no user namespace of its own. `empty_network`: a network namespace of its own with nothing
-    in it but a loopback that is down.
+    through the exec that follows). None where the house has no user namespace of its own.
+    `empty_network`: a network namespace of its own with nothing in it but a loopback that is down.
     """
 
     holder: int | None = None

@@ -9,16 +9,14 @@ the number of points is printed.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from guesthouse.model.volume import Volume
-from guesthouse.storage import qemu_img
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.storage.transfer import Way
+from tests.crash.kill_points import Points
 
 SIZE = 16 << 20
 BASE = "01J00000000000000000000001"
@@ -75,52 +73,13 @@ CASES: dict[str, Callable[[DirectoryPool, Path], Awaitable[None]]] = {
 }
 
 
-class Points:
-    """Counts, and kills at the chosen one."""
-
-    def __init__(self, chosen: int) -> None:
-        self.chosen = chosen
-        self.passed = 0
-
-    def reach(self) -> None:
-        self.passed += 1
-        if self.passed == self.chosen:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def around(self, owner: object, name: str) -> None:
-        real = getattr(owner, name)
-
-        def wrapped(*args: object, **more: object) -> object:
-            self.reach()
-            done = real(*args, **more)
-            self.reach()
-            return done
-
-        setattr(owner, name, wrapped)
-
-    def around_tool(self) -> None:
-        real = qemu_img.run
-
-        async def wrapped(*args: object, **more: object) -> object:
-            self.reach()
-            done = await real(*args, **more)  # type: ignore[arg-type]  # passed on as they came
-            self.reach()
-            return done
-
-        qemu_img.run = wrapped  # type: ignore[assignment]  # the same call, counted
-
-
 def main() -> None:
     folder, case, point = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     points = Points(point)
 
     async def work() -> None:
         pool = await DirectoryPool.open(folder / "pool")
-        for name in ("fsync", "ftruncate", "copy_file_range"):
-            points.around(os, name)
-        for name in ("rename", "chmod", "unlink", "hardlink_to"):
-            points.around(Path, name)
-        points.around_tool()
+        points.around_disk_changes()
         await CASES[case](pool, folder)
 
     asyncio.run(work())

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -173,11 +174,18 @@ def _start(
             start_new_session=True,
         )
     except OSError as error:
-        if error.errno == errno.ENOENT and error.filename == argv[0]:
+        if error.filename == argv[0] and _is_missing(argv[0], error.errno, env):
             raise missing(argv[0]) from None
         raise ToolFailed(
             f"{_name(argv)} cannot be run: {error.strerror}.", argv=list(argv), errno=error.errno
         ) from error
+
+
+def _is_missing(program: str, number: int | None, env: Mapping[str, str] | None) -> bool:
+    """A folder of PATH that we may not search turns "no such file" into "permission denied"."""
+    if number == errno.EACCES and "/" not in program:
+        return shutil.which(program, path=(os.environ if env is None else env).get("PATH")) is None
+    return number == errno.ENOENT
 
 
 async def _kill(process: subprocess.Popen[bytes]) -> None:

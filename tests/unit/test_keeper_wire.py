@@ -84,7 +84,7 @@ async def test_what_is_not_understood_is_answered(house: House) -> None:
 
 async def test_a_message_too_long_is_refused(house: House) -> None:
     raw = Raw(house).hello()
-    raw.end.setsockopt(socket.SOL_SOCKET, 32, 1 << 22)  # SO_SNDBUFFORCE, where allowed
+    raw.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
     body = json.dumps({"id": 2, "op": "list", "x": "y" * ((1 << 20) + 10)}).encode()
     try:
         code = raw.refusal(body)

@@ -72,6 +72,16 @@ async def test_a_missing_program_names_its_package(tmp_path: Path) -> None:
         await run(["no-such-program"])
 
 
+async def test_a_folder_of_the_path_that_we_may_not_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    monkeypatch.setenv("PATH", f"{closed}:{os.environ['PATH']}")
+    with pytest.raises(HostLacks):
+        await run(["no-such-program"])
+
+
 async def test_what_cannot_be_run_is_not_taken_for_missing(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no program")
     with pytest.raises(ToolFailed, match="Permission denied"):

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import shell_complete
 
 from guesthouse import __version__
 from guesthouse.cli import output
 from guesthouse.cli.command import write_examples
 from guesthouse.errors import GuesthouseError, Internal, InvalidInput
 
+COMPLETE = "_GUEST_COMPLETE"
+"""The variable by which a shell's completion script asks us, click's way."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 PIPE_CLOSED = 141
@@ -64,7 +67,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "image": Place("image", "image", "Images: what guests are made from."),
         "job": Place("jobs", "job", "Jobs: everything that changes the house."),
         "daemon": Place("daemon", "daemon", "The daemon: status, start, stop, restart."),
-        "doctor": Place("doctor", "doctor", "Say what this host can do, and cures for the rest."),
+        "doctor": Place("doctor", "doctor", "Say what this host can do, and how to cure the rest."),
         "completion": Place("completion", "completion", "Print the completion script of a shell."),
         "version": Place("version", "version", "Print the versions of program and daemon."),
     },
@@ -166,7 +169,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _dispatch(arguments: Sequence[str]) -> int:
     try:
-        done: Any = app.main(list(arguments), prog_name="guest", standalone_mode=False)
+        if COMPLETE in os.environ:
+            return shell_complete(app, {}, "guest", COMPLETE, os.environ[COMPLETE])
+        with app.make_context("guest", list(arguments)) as context:
+            done: Any = app.invoke(context)
         return done if isinstance(done, int) else 0
     except click.exceptions.Exit as left:
         return left.exit_code

@@ -24,7 +24,7 @@ ESSENTIAL = frozenset({"qemu", "qemu-img"})
 )
 @json_option
 def doctor(as_json: bool) -> int:
-    """Say what this host can do, and the cure for what it cannot.
+    """Say what this host can do, and how to cure the rest.
 
     The exit code is 0 when guests can run here, and 1 when something that matters for that is
     missing. What only makes them slower, or a feature impossible, is shown and does not count.

@@ -1,4 +1,4 @@
-"""Start: ``python3 -I -S …/keeper/__main__.py --state DIR --socket PATH [--foreground]``."""
+"""Start: ``python3 -I -S …/keeper/__main__.py --state DIR --socket PATH``."""
 
 from __future__ import annotations
 

@@ -33,12 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="keeper", description="Keeper of Guesthouse's guests.")
     parser.add_argument("--state", required=True, type=Path, help="folder for records and lock")
     parser.add_argument("--socket", required=True, type=Path, help="where to listen")
-    parser.add_argument("--foreground", action="store_true", help="do not leave the session")
     options = parser.parse_args(arguments)
     # Everything later is done from /, so that the keeper holds no other file system.
     state, path = options.state.absolute(), options.socket.absolute()
-    if options.foreground:
-        return _serve_or_tell(state, path, ready=None)
     return _detach(state, path)
 
 
@@ -69,8 +66,8 @@ def _detach(state: Path, path: Path) -> int:
     return int(number) if number.isdigit() else EXIT_FAILED
 
 
-def _serve_or_tell(state: Path, path: Path, ready: int | None) -> int:
-    """Serve until told to stop. `ready` is the pipe on which the starter waits, if it does."""
+def _serve_or_tell(state: Path, path: Path, ready: int) -> int:
+    """Serve until told to stop. `ready` is the pipe on which the starter waits."""
     os.umask(0o077)
     os.chdir("/")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
@@ -79,8 +76,7 @@ def _serve_or_tell(state: Path, path: Path, ready: int | None) -> int:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(state / "keeper.lock")
         listener = _listen(path)
-        if ready is not None:
-            _redirect(state / "keeper.log")
+        _redirect(state / "keeper.log")
         loop = Loop()
         service = Service(loop, state, listener, _raise_nofile())
     except Unstartable as why:
@@ -88,9 +84,8 @@ def _serve_or_tell(state: Path, path: Path, ready: int | None) -> int:
     except OSError as error:
         return _tell(ready, EXIT_FAILED, str(error))
     _stop_on_sigterm(loop)
-    if ready is not None:
-        os.write(ready, b"ready")
-        os.close(ready)
+    os.write(ready, b"ready")
+    os.close(ready)
     note(f"keeper {os.getpid()} serves {path}")
     loop.run()
     path.unlink(missing_ok=True)
@@ -101,11 +96,8 @@ def _serve_or_tell(state: Path, path: Path, ready: int | None) -> int:
     return 0
 
 
-def _tell(ready: int | None, code: int, message: str) -> int:
-    if ready is None:
-        print(f"keeper: {message}", file=sys.stderr)  # noqa: T201
-    else:
-        os.write(ready, f"{code} {message}".encode())
+def _tell(ready: int, code: int, message: str) -> int:
+    os.write(ready, f"{code} {message}".encode())
     return code
 
 

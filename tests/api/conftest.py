@@ -19,8 +19,8 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 
 from guesthouse.api.openapi import document
 from guesthouse.api.server import ApiServer
+from tests.api.api_house import ApiHouse, open_house
 from tests.api.documented import Documented
-from tests.api.house_double import HouseDouble
 
 STREAMED = "text/"
 
@@ -56,14 +56,14 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def house(folder: Path) -> AsyncIterator[HouseDouble]:
-    opened = await HouseDouble.open(folder)
+async def house(folder: Path) -> AsyncIterator[ApiHouse]:
+    opened = await open_house(folder)
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-async def served(house: HouseDouble, folder: Path) -> AsyncIterator[Served]:
+async def served(house: ApiHouse, folder: Path) -> AsyncIterator[Served]:
     path = folder / "socket"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))

@@ -8,27 +8,24 @@ import json
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from guesthouse.model.states import GuestState
+from tests.api.api_house import ApiHouse, guest_document
 from tests.api.conftest import Served
 from tests.api.documented import Documented
-from tests.api.house_double import HouseDouble, guest_document
 
 DEADLINE = 60
 
 
 @pytest.fixture(autouse=True)
-async def web(house: HouseDouble) -> None:
-    await house.add(
-        guest_document("web", GuestState.RUNNING),
-        guest_document("blind", GuestState.RUNNING, display=False),
-        guest_document("off"),
-    )
+async def web(house: ApiHouse) -> None:
+    await house.guest("web")
+    await house.guest("blind", display=False)
+    await house.add(guest_document("off"))
 
 
-async def test_the_past_comes_first_then_both_ways(served: Served, house: HouseDouble) -> None:
+async def test_the_past_comes_first_then_both_ways(served: Served, house: ApiHouse) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(DEADLINE), served.socket("/v1/guests/web/console") as stream:
-        assert await stream.recv() == house.log[-4096:]
+        assert await stream.recv() == house.past[-4096:]
         guest = house.consoles[0]
         await stream.send(b"root\r")
         assert await loop.sock_recv(guest, 100) == b"root\r"
@@ -39,7 +36,7 @@ async def test_the_past_comes_first_then_both_ways(served: Served, house: HouseD
 
 
 @pytest.mark.parametrize("replay", [0, 9])
-async def test_how_much_of_the_past(served: Served, house: HouseDouble, replay: int) -> None:
+async def test_how_much_of_the_past(served: Served, house: ApiHouse, replay: int) -> None:
     target = f"/v1/guests/web/console?replay={replay}"
     async with asyncio.timeout(DEADLINE), served.socket(target) as stream:
         await house.console_opened.wait()
@@ -49,10 +46,10 @@ async def test_how_much_of_the_past(served: Served, house: HouseDouble, replay: 
             frame = await stream.recv()
             assert isinstance(frame, bytes)
             heard += frame
-        assert heard == (house.log[-replay:] if replay else b"") + b"!"
+        assert heard == (house.past[-replay:] if replay else b"") + b"!"
 
 
-async def test_the_guest_s_end_closes_the_stream(served: Served, house: HouseDouble) -> None:
+async def test_the_guest_s_end_closes_the_stream(served: Served, house: ApiHouse) -> None:
     async with asyncio.timeout(DEADLINE), served.socket("/v1/guests/web/console") as stream:
         await stream.recv()
         house.consoles[0].close()
@@ -62,7 +59,7 @@ async def test_the_guest_s_end_closes_the_stream(served: Served, house: HouseDou
     assert closed.value.rcvd.code == 1000
 
 
-async def test_the_client_s_end_closes_the_console(served: Served, house: HouseDouble) -> None:
+async def test_the_client_s_end_closes_the_console(served: Served, house: ApiHouse) -> None:
     async with asyncio.timeout(DEADLINE):
         async with served.socket("/v1/guests/web/console?replay=0") as stream:
             await stream.send(b"x")
@@ -81,6 +78,7 @@ async def test_the_client_s_end_closes_the_console(served: Served, house: HouseD
         ("/v1/guests/web/console?past=1", "unknown-field"),
         ("/v1/guests/off/vnc", "invalid-state"),
         ("/v1/guests/blind/vnc", "invalid-input"),
+        ("/v1/guests/web/vnc", "not-found"),
     ],
 )
 async def test_what_cannot_be_opened_is_a_problem(
@@ -96,8 +94,9 @@ async def test_what_cannot_be_opened_is_a_problem(
 
 @pytest.mark.parametrize("offered", [["binary"], None, ["other", "binary"]])
 async def test_the_screen_speaks_rfb(
-    served: Served, house: HouseDouble, offered: list[str] | None
+    served: Served, house: ApiHouse, offered: list[str] | None
 ) -> None:
+    await house.serve_screen("web")
     async with (
         asyncio.timeout(DEADLINE),
         served.socket("/v1/guests/web/vnc", subprotocols=offered) as stream,
@@ -108,7 +107,8 @@ async def test_the_screen_speaks_rfb(
         assert await asyncio.get_running_loop().sock_recv(house.consoles[0], 100)
 
 
-async def test_a_slow_viewer_holds_the_screen_back(served: Served, house: HouseDouble) -> None:
+async def test_a_slow_viewer_holds_the_screen_back(served: Served, house: ApiHouse) -> None:
+    await house.serve_screen("web")
     async with asyncio.timeout(DEADLINE), served.socket("/v1/guests/web/vnc") as stream:
         await stream.recv()
         sent = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,23 +11,23 @@ import pytest
 from guesthouse.store.contract import Put
 from guesthouse.store.documents import GUESTS
 from guesthouse.store.view import CAPACITY
+from tests.api.api_house import ApiHouse, guest_document, image_document
 from tests.api.conftest import Served
 from tests.api.documented import Documented
-from tests.api.house_double import HouseDouble, guest_document, image_document
 from tests.api.sse import events
 
 DEADLINE = 60
 
 
 async def test_every_change_is_told(
-    api: httpx.AsyncClient, house: HouseDouble, documented: Documented
+    api: httpx.AsyncClient, house: ApiHouse, documented: Documented
 ) -> None:
     web, image = guest_document("web"), image_document("micro")
     async with asyncio.timeout(DEADLINE), api.stream("GET", "/v1/events") as response:
         stream = events(response)
         assert (await anext(stream))[0] == ""  # the comment: nothing is missed from here on
         await house.add(web, image)
-        await house.documents.store.commit([GUESTS.delete_op(web.id)])
+        await house.rooms.documents.store.commit([GUESTS.delete_op(web.id)])
         heard = [await anext(stream) for _ in range(3)]
     for _, data in heard:
         documented.schema("HouseEvent", data)
@@ -42,7 +43,7 @@ async def test_every_change_is_told(
     assert revisions == sorted(set(revisions))
 
 
-async def test_only_the_kinds_asked_for(api: httpx.AsyncClient, house: HouseDouble) -> None:
+async def test_only_the_kinds_asked_for(api: httpx.AsyncClient, house: ApiHouse) -> None:
     async with (
         asyncio.timeout(DEADLINE),
         api.stream("GET", "/v1/events?kinds=image,job") as response,
@@ -75,17 +76,17 @@ async def _some(response: httpx.Response, count: int):  # type: ignore[no-untype
         yield await anext(stream)
 
 
-async def test_a_document_in_quarantine_is_told(api: httpx.AsyncClient, house: HouseDouble) -> None:
+async def test_a_document_in_quarantine_is_told(api: httpx.AsyncClient, house: ApiHouse) -> None:
     async with asyncio.timeout(DEADLINE), api.stream("GET", "/v1/events") as response:
         stream = events(response)
         await anext(stream)
-        await house.documents.store.commit([Put("guests/broken", b"{}")])
+        await house.rooms.documents.store.commit([Put("guests/broken", b"{}")])
         kind, data = await anext(stream)
     assert (kind, data["id"], data["document"]) == ("quarantine", "guests/broken", None)
 
 
 async def test_a_client_that_does_not_read_is_told_to_list_again(
-    served: Served, house: HouseDouble
+    served: Served, house: ApiHouse
 ) -> None:
     reader, writer = await asyncio.open_unix_connection(str(served.path), limit=1 << 12)
     writer.write(b"GET /v1/events?kinds=guest HTTP/1.1\r\nHost: house\r\n\r\n")
@@ -93,7 +94,7 @@ async def test_a_client_that_does_not_read_is_told_to_list_again(
     guest = guest_document("web", description="x" * 4000)
     value = GUESTS.put_op(guest).value
     for _ in range(CAPACITY + 400):
-        revision = await house.documents.store.commit([Put(GUESTS.key(guest.id), value)])
+        revision = await house.rooms.documents.store.commit([Put(GUESTS.key(guest.id), value)])
     await house.view.wait_for(revision)
     async with asyncio.timeout(DEADLINE):
         seen = b""
@@ -105,23 +106,34 @@ async def test_a_client_that_does_not_read_is_told_to_list_again(
 
 
 async def test_a_client_that_leaves_closes_its_source(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
     await house.add(guest_document("web"))
-    async with api.stream("GET", "/v1/guests/web/logs?follow=true&tail=9") as response:
-        async for text in response.aiter_text():
-            if "tick" in text:
-                break
-        assert not house.log_closed.is_set()
+    log = house.serial_log("web")
+    log.write_bytes(b"one\n")
     async with asyncio.timeout(DEADLINE):
-        await house.log_closed.wait()
+        async with api.stream("GET", "/v1/guests/web/logs?follow=true") as response:
+            pieces = response.aiter_bytes()
+            assert await anext(pieces) == b"one\n"
+            with log.open("ab") as more:
+                more.write(b"two\n")
+            assert await anext(pieces) == b"two\n"
+            assert _opened(log)
+        for _ in iter(lambda: _opened(log), False):
+            await asyncio.sleep(0.01)
+
+
+def _opened(path: Path) -> bool:
+    """Whether this process holds it open."""
+    fds = Path("/proc/self/fd").iterdir()
+    return any(fd.is_symlink() and fd.readlink() == path for fd in fds)
 
 
 async def test_the_daemon_s_stop_ends_every_stream_in_order(
-    api: httpx.AsyncClient, served: Served, house: HouseDouble
+    api: httpx.AsyncClient, served: Served, house: ApiHouse
 ) -> None:
-    house.slow = 300.0
-    await house.add(guest_document("web"))
+    await house.guest("web", start=False)
+    house.driver.gate.clear()
     job = (await api.post("/v1/guests/web/start")).json()["id"]
 
     async def read(target: str) -> bool:

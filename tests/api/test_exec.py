@@ -18,18 +18,18 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from guesthouse.errors import AgentUnavailable
 from guesthouse.guestos.ssh_process import HIGH_WATER
-from guesthouse.model.states import GuestState
+from tests.api.api_house import ApiHouse, guest_document
 from tests.api.conftest import Served
 from tests.api.documented import Documented
-from tests.api.house_double import HouseDouble, guest_document
 
 DEADLINE = 120
 PIECE = 60 << 10
 
 
 @pytest.fixture(autouse=True)
-async def web(house: HouseDouble) -> None:
-    await house.add(guest_document("web", GuestState.RUNNING), guest_document("off"))
+async def web(house: ApiHouse) -> None:
+    await house.guest("web")
+    await house.add(guest_document("off"))
 
 
 @asynccontextmanager
@@ -79,6 +79,16 @@ async def test_input_until_its_end(served: Served) -> None:
     assert texts[-1] == {"exit": {"code": 0, "signal": None}}
 
 
+async def test_commands_go_to_the_guest_by_ssh(served: Served, house: ApiHouse) -> None:
+    house.by_ssh = True  # the fake guest sends back what it gets
+    async with command(served, "anything", user="guest") as stream:
+        await stream.send(b"\x00" + b"hello" * 1000)
+        await stream.send('{"eof":true}')
+        output, texts = await outcome(stream)
+    assert output[1] == b"hello" * 1000
+    assert texts == [{"started": True}, {"exit": {"code": 0, "signal": None}}]
+
+
 async def test_without_input_it_ends_at_once(served: Served) -> None:
     async with command(served, "cat", stdin=False) as stream:
         assert (await outcome(stream))[1][-1] == {"exit": {"code": 0, "signal": None}}
@@ -90,7 +100,7 @@ async def test_environment_and_folder(served: Served) -> None:
         assert (await outcome(stream))[0][1] == b"hi\n/usr\n"
 
 
-async def test_signals_and_sizes(served: Served, house: HouseDouble) -> None:
+async def test_signals_and_sizes(served: Served, house: ApiHouse) -> None:
     script = "trap 'echo caught; exit 3' INT; echo ready; while :; do sleep 0.05; done"
     async with command(served, "sh", "-c", script) as stream:
         frames = [await stream.recv(), await stream.recv()]
@@ -109,7 +119,7 @@ async def test_death_by_a_signal(served: Served) -> None:
 
 
 async def test_a_timeout_kills_and_says_so(
-    served: Served, house: HouseDouble, documented: Documented
+    served: Served, house: ApiHouse, documented: Documented
 ) -> None:
     async with command(served, "sleep", "1000", timeout=0.2) as stream:
         _, texts = await outcome(stream)
@@ -119,7 +129,7 @@ async def test_a_timeout_kills_and_says_so(
     await house.commands[0].gone.wait()
 
 
-async def test_a_guest_lost_meanwhile(served: Served, house: HouseDouble) -> None:
+async def test_a_guest_lost_meanwhile(served: Served, house: ApiHouse) -> None:
     async with command(served, "sleep", "1000") as stream:
         assert json.loads(await stream.recv()) == {"started": True}
         house.commands[0].process.take_end(AgentUnavailable("The guest is gone."))
@@ -155,7 +165,7 @@ async def test_what_cannot_run_is_a_problem(
     [b"\x01not yours", b"", '{"eof": 1}', '{"stop": true}', '{"resize": [0, 1]}', "nothing"],
 )
 async def test_a_frame_that_is_none_ends_the_command(
-    served: Served, house: HouseDouble, frame: bytes | str
+    served: Served, house: ApiHouse, frame: bytes | str
 ) -> None:
     async with command(served, "sleep", "1000") as stream:
         await stream.recv()
@@ -170,7 +180,7 @@ async def test_parameters_of_the_query_are_refused(served: Served) -> None:
         assert (await outcome(stream))[1][0]["problem"]["code"] == "unknown-field"
 
 
-async def test_a_client_that_goes_away_ends_the_command(served: Served, house: HouseDouble) -> None:
+async def test_a_client_that_goes_away_ends_the_command(served: Served, house: ApiHouse) -> None:
     async with command(served, "sleep", "1000") as stream:
         await stream.recv()
     async with asyncio.timeout(DEADLINE):
@@ -178,7 +188,7 @@ async def test_a_client_that_goes_away_ends_the_command(served: Served, house: H
 
 
 async def test_a_client_lost_while_the_command_takes_no_input(
-    served: Served, house: HouseDouble
+    served: Served, house: ApiHouse
 ) -> None:
     async with command(served, "sleep", "1000") as stream:
         await stream.recv()
@@ -200,7 +210,7 @@ def _different(value: Callable[[], int]) -> Iterator[int]:
 
 
 async def test_a_client_that_reads_nothing_holds_the_command_back(
-    served: Served, house: HouseDouble
+    served: Served, house: ApiHouse
 ) -> None:
     async with command(served, "cat", "/dev/zero") as stream:
         await stream.recv()
@@ -274,7 +284,7 @@ async def test_many_at_once(served: Served) -> None:
     await asyncio.gather(*(one(number) for number in range(20)))
 
 
-async def test_the_daemon_s_stop_ends_commands(served: Served, house: HouseDouble) -> None:
+async def test_the_daemon_s_stop_ends_commands(served: Served, house: ApiHouse) -> None:
     async with command(served, "sleep", "1000") as stream:
         await stream.recv()
         stopping = asyncio.ensure_future(served.server.stop())
@@ -284,7 +294,7 @@ async def test_the_daemon_s_stop_ends_commands(served: Served, house: HouseDoubl
     await house.commands[0].gone.wait()
 
 
-async def test_pages_of_other_sites_get_no_stream(served: Served, house: HouseDouble) -> None:
+async def test_pages_of_other_sites_get_no_stream(served: Served, house: ApiHouse) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with served.socket("/v1/guests/web/exec", origin="http://evil.example"):
             pass

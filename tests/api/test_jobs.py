@@ -8,20 +8,19 @@ import httpx
 import pytest
 
 from guesthouse.api.http_streams import with_heartbeat
-from guesthouse.model.states import GuestState
+from tests.api.api_house import ApiHouse, guest_document
 from tests.api.documented import Documented
-from tests.api.house_double import HouseDouble, guest_document
 from tests.api.sse import events
 
 WAIT = {"wait": "60"}
 
 
-async def test_jobs_are_listed_newest_first(api: httpx.AsyncClient, house: HouseDouble) -> None:
+async def test_jobs_are_listed_newest_first(api: httpx.AsyncClient, house: ApiHouse) -> None:
     await house.add(guest_document("web"), guest_document("db"))
     for guest in ("web", "db", "web"):
-        await api.post(f"/v1/guests/{guest}/restart", params=WAIT)
-    house.slow = 30.0
-    running = (await api.post("/v1/guests/db/stop")).json()
+        await api.patch(f"/v1/guests/{guest}", json={"cpus": 2}, params=WAIT)
+    house.driver.gate.clear()
+    running = (await api.post("/v1/guests/db/start")).json()
     jobs = (await api.get("/v1/jobs")).json()
     assert [job["target_name"] for job in jobs] == ["db", "web", "db", "web"]
     assert [job["id"] for job in (await api.get("/v1/jobs?active=true")).json()] == [running["id"]]
@@ -34,21 +33,19 @@ async def test_jobs_are_listed_newest_first(api: httpx.AsyncClient, house: House
 
 
 async def test_jobs_of_a_guest_that_is_gone_are_still_found(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
-    guest = guest_document("web")
-    await house.add(guest)
+    guest = await house.guest("web", start=False)
     await api.delete("/v1/guests/web", params=WAIT)
     for ref in ("web", guest.id):
-        assert [job["kind"] for job in (await api.get(f"/v1/jobs?guest={ref}")).json()] == [
-            "guest.delete"
-        ]
+        jobs = (await api.get(f"/v1/jobs?guest={ref}")).json()
+        assert [job["kind"] for job in jobs] == ["guest.delete", "guest.launch"]
     assert (await api.get("/v1/jobs?guest=never")).status_code == 404
 
 
-async def test_a_job_is_cancelled(api: httpx.AsyncClient, house: HouseDouble) -> None:
-    house.slow = 300.0
-    await house.add(guest_document("web"))
+async def test_a_job_is_cancelled(api: httpx.AsyncClient, house: ApiHouse) -> None:
+    await house.guest("web", start=False)
+    house.driver.gate.clear()
     job = (await api.post("/v1/guests/web/start")).json()
     answer = await api.post(f"/v1/jobs/{job['id']}/cancel", params=WAIT)
     assert answer.status_code == 202
@@ -56,30 +53,32 @@ async def test_a_job_is_cancelled(api: httpx.AsyncClient, house: HouseDouble) ->
     assert (await api.get("/v1/guests/web")).json()["status"]["state"] == "stopped"
 
 
-async def test_what_may_not_be_cancelled_says_so(
-    api: httpx.AsyncClient, house: HouseDouble
-) -> None:
-    house.slow = 1.0
-    job = (await api.post("/v1/storage/collect")).json()
+async def test_what_may_not_be_cancelled_says_so(api: httpx.AsyncClient, house: ApiHouse) -> None:
+    await house.guest("web", start=False)
+    house.driver.gate.clear()
+    await api.post("/v1/guests/web/start")
+    job = (await api.delete("/v1/guests/web")).json()  # waits for the start
     answer = await api.post(f"/v1/jobs/{job['id']}/cancel")
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
     assert (await api.post("/v1/jobs/nothing/cancel")).status_code == 404
 
 
-async def test_a_job_s_log_is_text(api: httpx.AsyncClient, house: HouseDouble) -> None:
-    await house.add(guest_document("web"))
+async def test_a_job_s_log_is_text(api: httpx.AsyncClient, house: ApiHouse) -> None:
+    await house.guest("web", start=False)
     job = (await api.post("/v1/guests/web/start", params=WAIT)).json()
+    assert (await api.get(f"/v1/jobs/{job['id']}/log")).text == ""
+    (house.rooms.folders.jobs / f"{job['id']}.log").write_text("one\ntwo \u2026\n")
     answer = await api.get(f"/v1/jobs/{job['id']}/log")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert "guest.start begins\n" in answer.text
+    assert answer.text == "one\ntwo \u2026\n"
 
 
 async def test_a_job_is_followed_to_its_end(
-    api: httpx.AsyncClient, house: HouseDouble, documented: Documented
+    api: httpx.AsyncClient, house: ApiHouse, documented: Documented
 ) -> None:
-    house.slow = 0.5
-    await house.add(guest_document("web"))
-    job = (await api.post("/v1/guests/web/start")).json()
+    house.driver.gate.clear()
+    body = {"image": "micro", "name": "web", "wait_ready": False}
+    job = (await api.post("/v1/guests", json=body)).json()
     kinds = []
     async with api.stream("GET", f"/v1/jobs/{job['id']}/events") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -88,6 +87,7 @@ async def test_a_job_is_followed_to_its_end(
                 kinds.append(kind)
                 component = {"progress": "JobProgress", "log": "LogLine", "job": "Job"}[kind]
                 documented.schema(component, data)
+                house.driver.gate.set()
             if kind == "job" and data["ended_at"] is not None:
                 # A client that reads now sees what the job did.
                 state = (await api.get("/v1/guests/web")).json()["status"]["state"]
@@ -97,9 +97,9 @@ async def test_a_job_is_followed_to_its_end(
 
 
 async def test_following_an_ended_job_answers_it_at_once(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
-    await house.add(guest_document("web", GuestState.RUNNING))
+    await house.guest("web")
     job = (await api.post("/v1/guests/web/stop", params=WAIT)).json()
     async with api.stream("GET", f"/v1/jobs/{job['id']}/events") as response:
         heard = [(kind, data) async for kind, data in events(response) if kind]

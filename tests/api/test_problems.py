@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from guesthouse.errors import all_errors
+from tests.api.api_house import ApiHouse, guest_document
 from tests.api.conftest import Served
-from tests.api.house_double import HouseDouble, guest_document
 
 
 @pytest.fixture
-async def web(house: HouseDouble) -> AsyncIterator[str]:
+async def web(house: ApiHouse) -> AsyncIterator[str]:
     await house.add(guest_document("web"))
     yield "/v1/guests/web"
 
@@ -152,7 +152,7 @@ async def test_unknown_paths_and_methods_are_problems_too(api: httpx.AsyncClient
 
 
 async def test_a_defect_is_told_by_a_mark_alone(
-    api: httpx.AsyncClient, house: HouseDouble, caplog: pytest.LogCaptureFixture
+    api: httpx.AsyncClient, house: ApiHouse, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> None:
         raise ZeroDivisionError("secret of the house")

@@ -9,11 +9,10 @@ import pytest
 
 from guesthouse import __version__
 from guesthouse.model.document import decode_strict
-from guesthouse.model.guest import Guest
 from guesthouse.model.reports import GuestView, HouseInfo, ImageView
 from guesthouse.model.states import GuestState
 from guesthouse.store.contract import Put
-from tests.api.house_double import HouseDouble, guest_document, image_document
+from tests.api.api_house import ApiHouse, guest_document, image_document
 
 
 async def test_the_house_says_who_it_is(api: httpx.AsyncClient) -> None:
@@ -22,7 +21,7 @@ async def test_the_house_says_who_it_is(api: httpx.AsyncClient) -> None:
     assert (info.api, info.pid, info.mode.value) == (1, os.getpid(), "personal")
 
 
-async def test_guests_are_listed_by_name(api: httpx.AsyncClient, house: HouseDouble) -> None:
+async def test_guests_are_listed_by_name(api: httpx.AsyncClient, house: ApiHouse) -> None:
     await house.add(guest_document("web"), guest_document("db", GuestState.RUNNING))
     answer = await api.get("/v1/guests")
     found = decode_strict(answer.content, list[GuestView])
@@ -31,9 +30,7 @@ async def test_guests_are_listed_by_name(api: httpx.AsyncClient, house: HouseDou
     assert found[0].image == "micro"
 
 
-async def test_an_unchanged_list_is_not_sent_again(
-    api: httpx.AsyncClient, house: HouseDouble
-) -> None:
+async def test_an_unchanged_list_is_not_sent_again(api: httpx.AsyncClient, house: ApiHouse) -> None:
     await house.add(guest_document("web"))
     first = await api.get("/v1/guests")
     tag = {"If-None-Match": first.headers["etag"]}
@@ -46,7 +43,7 @@ async def test_an_unchanged_list_is_not_sent_again(
 
 
 async def test_a_guest_answers_to_name_id_and_prefix(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
     guest = guest_document("web")
     await house.add(guest)
@@ -54,7 +51,7 @@ async def test_a_guest_answers_to_name_id_and_prefix(
         assert (await api.get(f"/v1/guests/{ref}")).json()["id"] == guest.id
 
 
-async def test_an_ambiguous_prefix_is_refused(api: httpx.AsyncClient, house: HouseDouble) -> None:
+async def test_an_ambiguous_prefix_is_refused(api: httpx.AsyncClient, house: ApiHouse) -> None:
     await house.add(guest_document("web"), guest_document("db"))
     assert len({guest[:6] for guest in house.view.guests}) == 1  # ids begin with the time
     answer = await api.get(f"/v1/guests/{next(iter(house.view.guests))[:6]}")
@@ -63,7 +60,7 @@ async def test_an_ambiguous_prefix_is_refused(api: httpx.AsyncClient, house: Hou
 
 
 async def test_an_unknown_guest_is_a_problem_with_similar_names(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
     await house.add(guest_document("webserver"))
     answer = await api.get("/v1/guests/webservre")
@@ -76,9 +73,7 @@ async def test_an_unknown_guest_is_a_problem_with_similar_names(
     assert "webserver" in problem["hint"]
 
 
-async def test_images_have_slashes_in_their_names(
-    api: httpx.AsyncClient, house: HouseDouble
-) -> None:
+async def test_images_have_slashes_in_their_names(api: httpx.AsyncClient, house: ApiHouse) -> None:
     older, newer = image_document("debian/12"), image_document("debian/12")
     await house.add(older, newer, image_document("micro"))
     listed = decode_strict((await api.get("/v1/images")).content, list[ImageView])
@@ -89,20 +84,12 @@ async def test_images_have_slashes_in_their_names(
     assert (missing.status_code, missing.json()["code"]) == (404, "unknown-image")
 
 
-async def test_an_image_says_who_uses_it(api: httpx.AsyncClient, house: HouseDouble) -> None:
-    guest = guest_document("web")
-    image = image_document("micro")
-    in_use = Guest(
-        **{field: getattr(guest, field) for field in guest.__struct_fields__}
-        | {"spec": type(guest.spec)(image="micro", image_id=image.id)}
-    )
-    await house.add(image, in_use)
+async def test_an_image_says_who_uses_it(api: httpx.AsyncClient, house: ApiHouse) -> None:
+    known = {"name": "micro", "description": "A tiny Linux."}
+    assert (await api.get("/v1/images-known")).json() == [{**known, "built": False}]
+    await house.guest("web", start=False)
     assert (await api.get("/v1/images/micro")).json()["in_use_by"] == ["web"]
-    assert (await api.get("/v1/images-known")).json()[0] == {
-        "name": "micro",
-        "description": "A tiny Linux.",
-        "built": True,
-    }
+    assert (await api.get("/v1/images-known")).json() == [{**known, "built": True}]
 
 
 async def test_the_host_tells_what_it_lacks(api: httpx.AsyncClient) -> None:
@@ -112,17 +99,18 @@ async def test_the_host_tells_what_it_lacks(api: httpx.AsyncClient) -> None:
 
 
 async def test_documents_that_do_not_parse_are_reported(
-    api: httpx.AsyncClient, house: HouseDouble
+    api: httpx.AsyncClient, house: ApiHouse
 ) -> None:
     await house.add(guest_document("web"))
-    revision = await house.documents.store.commit([Put("guests/broken", b'{"schema":1}')])
+    revision = await house.rooms.documents.store.commit([Put("guests/broken", b'{"schema":1}')])
     await house.view.wait_for(revision)
     assert list((await api.get("/v1")).json()["quarantined"]) == ["guests/broken"]
     assert [guest["name"] for guest in (await api.get("/v1/guests")).json()] == ["web"]
 
 
-async def test_a_screenshot_is_a_png(api: httpx.AsyncClient, house: HouseDouble) -> None:
-    await house.add(guest_document("web", GuestState.RUNNING), guest_document("off"))
+async def test_a_screenshot_is_a_png(api: httpx.AsyncClient, house: ApiHouse) -> None:
+    await house.guest("web")
+    await house.add(guest_document("off"))
     picture = await api.get("/v1/guests/web/screenshot")
     assert picture.headers["content-type"] == "image/png"
     assert picture.content.startswith(b"\x89PNG")
@@ -130,24 +118,30 @@ async def test_a_screenshot_is_a_png(api: httpx.AsyncClient, house: HouseDouble)
     assert (off.status_code, off.json()["code"]) == (409, "invalid-state")
 
 
-@pytest.mark.parametrize(("tail", "lines"), [("", 1000), ("?tail=9", 1), ("?tail=0", 0)])
+@pytest.mark.parametrize(("tail", "size"), [("", 8890), ("?tail=9", 9), ("?tail=0", 0)])
 async def test_logs_are_text_from_their_end(
-    api: httpx.AsyncClient, house: HouseDouble, tail: str, lines: int
+    api: httpx.AsyncClient, house: ApiHouse, tail: str, size: int
 ) -> None:
     await house.add(guest_document("web"))
+    house.serial_log("web").write_bytes(house.past)
     answer = await api.get(f"/v1/guests/web/logs{tail}")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert len(answer.text.splitlines()) == lines
-    assert (
-        answer.text == house.log.decode()[-9 * lines if lines < 1000 else 0 :][: len(answer.text)]
-    )
+    assert answer.content == house.past[len(house.past) - size :]
+
+
+@pytest.mark.parametrize("source", ["serial", "engine", "house"])
+async def test_every_log_can_be_read(api: httpx.AsyncClient, house: ApiHouse, source: str) -> None:
+    await house.guest("web")
+    answer = await api.get(f"/v1/guests/web/logs?source={source}")
+    expected = {"serial": "web: started", "engine": "", "house": "guest.launch"}
+    assert expected[source] in answer.text
 
 
 @pytest.mark.parametrize(
     "path", ["/v1", "/v1/guests", "/v1/guests/web", "/v1/host", "/v1/jobs", "/v1/openapi.json"]
 )
 async def test_head_answers_what_get_would_without_its_body(
-    api: httpx.AsyncClient, house: HouseDouble, path: str
+    api: httpx.AsyncClient, house: ApiHouse, path: str
 ) -> None:
     await house.add(guest_document("web"))
     got, head = await api.get(path), await api.head(path)
@@ -157,7 +151,7 @@ async def test_head_answers_what_get_would_without_its_body(
 
 
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/guests/web/logs?follow=true"])
-async def test_head_of_a_stream_ends(api: httpx.AsyncClient, house: HouseDouble, path: str) -> None:
+async def test_head_of_a_stream_ends(api: httpx.AsyncClient, house: ApiHouse, path: str) -> None:
     await house.add(guest_document("web"))
     assert (await api.head(path)).status_code == 200
     # The connection is usable again: the answer above was complete.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -38,12 +39,18 @@ class Readiness:
         self._happened = asyncio.Event()
         self._serial = rooms.folders.guest_state(guest.id) / SERIAL_LOG
         self._serial_before = _size(self._serial)
+        # Of this incarnation: a launch clears it, a restart of the daemon finds it again.
+        self._before = guest.status.ready
 
     async def run(self) -> None:
-        self._announce(CHECKS[0].name)
+        left = [probe for probe in self._probes() if probe.check.name not in self._before]
+        self._announce(left[0].check.name if left else "", self._before)
+        if NETWORK.name in self._before:
+            with contextlib.suppress(GuesthouseError):
+                await self._network()
         listening = asyncio.create_task(self._listen(self.live.running.events()))
         try:
-            await watch(self._probes(), self._passed, PATIENCE, guest=self.guest.name)
+            await watch(left, self._passed, PATIENCE, guest=self.guest.name)
         except (NotReady, NotFound):
             pass  # it ended, or nobody waits any more; its progress says how far it came
         finally:

@@ -29,7 +29,7 @@ def test_netdev() -> None:
     )
     bare = Nic(mac="52:67:68:00:00:01")
     assert builtin.netdev(bare, 0, hostname="a,b", ipv6=False) == (
-        "user,id=n0,hostname=a,,b,ipv6=off"
+        "user,id=n0,hostname=a,,b,ipv4=on,ipv6=off"
     )
 
 

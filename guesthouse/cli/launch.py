@@ -32,7 +32,7 @@ DEFAULT_IMAGE = "debian/12"
 @click.argument("image", default=DEFAULT_IMAGE, shell_complete=complete_images)
 @click.argument("name", required=False)
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
-@click.option("--memory", type=SIZE, default="1G", show_default=True, help="Memory, e.g. 2G.")
+@click.option("--memory", type=SIZE, help="Memory, e.g. 2G.")
 @click.option("--disk", type=SIZE, help="Size of the root disk; default: the image's own.")
 @click.option(
     "--publish",

@@ -50,6 +50,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     """Create a guest and, by default, start it and wait until it is ready.
 
     :ivar name: null asks for a generated one.
+    :ivar memory: null takes what suits the image: 1 GiB, or 256 MiB for one without a disk.
     :ivar disk: size of the root disk; null keeps the image's own.
     :ivar wait_ready: the job ends only when the guest answers, or after `ready_timeout`.
     :ivar user: login user made beside root; null takes the house's default.
@@ -59,7 +60,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     image: Line
     name: Line | None = None
     cpus: Cpus = 1
-    memory: Memory = 1 << 30
+    memory: Memory | None = None
     disk: DiskSize | None = None
     publish: Annotated[tuple[Publish, ...], Meta(max_length=256)] = ()
     firmware: Firmware = Firmware.BIOS

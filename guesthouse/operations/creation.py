@@ -38,6 +38,9 @@ from guesthouse.store.contract import ABSENT, Op, Put
 
 S = GuestState
 
+ROOMY, SMALL = 1 << 30, 256 << 20
+"""Bytes of memory for a guest whose launch names none: for an image with a disk, and without."""
+
 
 class LaunchParams(Noun, kw_only=True, frozen=True):
     """As `reports.LaunchRequest`, with the id and the name already settled."""
@@ -46,7 +49,7 @@ class LaunchParams(Noun, kw_only=True, frozen=True):
     name: str
     image: str
     cpus: int
-    memory: int
+    memory: int | None = None
     disk: int | None = None
     publish: tuple[Publish, ...] = ()
     firmware: Firmware = Firmware.BIOS
@@ -206,7 +209,7 @@ def _document(
         image=image.name,
         image_id=image.id,
         cpus=params.cpus,
-        memory=params.memory,
+        memory=params.memory or (ROOMY if image.volume else SMALL),
         disks=(Disk(name="root", volume=volume.id, size=volume.size, serial="root"),)
         if volume
         else (),

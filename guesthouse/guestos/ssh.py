@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guesthouse.errors import AgentUnavailable, DeadlineExceeded
+from guesthouse.errors import AgentUnavailable, DeadlineExceeded, GuesthouseError
 from guesthouse.guestos.ssh_command import command_text, explain, kill_text
 from guesthouse.guestos.ssh_process import Output, RemoteExit, RemoteProcess
 from guesthouse.model.reports import Tty
@@ -63,6 +63,7 @@ class GuestSsh:
         self._sessions: set[Session] = set()
         self._idle: asyncio.TimerHandle | None = None
         self._closed = False
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     async def start(
         self,
@@ -86,17 +87,18 @@ class GuestSsh:
         text = command_text(argv, token=token, user=user, env=env, cwd=cwd, shell_user=self._user)
         session = await self._open(text, token, tty, timeout)
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                announcement = await session.started
-        except TimeoutError:
-            session.close()
+            # Not awaited directly: a cancellation would cancel the future that `_abandon` needs.
+            await asyncio.wait([session.started], timeout=START_TIMEOUT)
+        except asyncio.CancelledError:
+            self._abandon(session)
+            raise
+        if not session.started.done():
+            self._abandon(session)
             raise AgentUnavailable(
                 f"The guest took the command but did not start it within {START_TIMEOUT:g} s.",
                 hint="It may be overloaded: try again, or see: guest console NAME",
-            ) from None
-        except BaseException:
-            session.close()
-            raise
+            )
+        announcement = session.started.result()
         problem = explain(announcement, user=user, cwd=cwd)
         if problem:
             session.close()
@@ -158,9 +160,9 @@ class GuestSsh:
             await connection.wait_closed()
 
     async def _open(self, text: str, token: str, tty: Tty | None, timeout: float) -> Session:
-        """A channel on which `text` has been started. One silent old connection is replaced."""
-        import asyncssh
-
+        """A channel on which `text` has been started. A silent old connection is replaced, unless
+        other commands still hope for it.
+        """
         from guesthouse.guestos import ssh_session
 
         deadline = time.monotonic() + timeout
@@ -172,23 +174,29 @@ class GuestSsh:
             )
             self._stop_idle()
             self._sessions.add(session)
+            begun = asyncio.create_task(_begin(connection, session, text, tty))
+            left = max(0.0, deadline - time.monotonic())
             try:
-                async with asyncio.timeout(min(CHANNEL_TIMEOUT, deadline - time.monotonic())):
-                    await _begin(connection, session, text, tty)
+                await asyncio.wait([begun], timeout=min(CHANNEL_TIMEOUT, left))
+            except asyncio.CancelledError:
+                self._abandon(session, begun)
+                raise
+            error = _failure(begun)
+            if error is None:
                 return session
-            except BaseException as error:
-                self._ended(session)
-                if not isinstance(error, OSError | asyncssh.Error | TimeoutError):
-                    raise
-                if _refused(error):
-                    raise AgentUnavailable(
-                        f"The guest's sshd refuses another command: {error}.",
-                        hint="Wait until one of the running ones has ended.",
-                    ) from error
-                if self._connection is connection:
-                    self.drop()
-                if not reused:
-                    raise _unavailable(error) from error
+            self._ended(session)
+            if _refused(error):
+                raise AgentUnavailable(
+                    f"The guest's sshd refuses another command: {error}.",
+                    hint="Wait until one of the running ones has ended.",
+                ) from error
+            if self._sessions:
+                raise _unavailable(error) from error
+            if self._connection is connection:
+                self.drop()
+            # Never twice what may have been started once: only a channel that did not even open.
+            if not reused or session.opened:
+                raise _unavailable(error) from error
 
     async def _connected(self, deadline: float) -> asyncssh.SSHClientConnection:
         """The connection, opened if need be, with growing pauses until `deadline` (monotonic).
@@ -241,6 +249,27 @@ class GuestSsh:
             self._idle.cancel()
             self._idle = None
 
+    def _abandon(self, session: Session, begun: asyncio.Task[None] | None = None) -> None:
+        """End a command whose starter has gone, as soon as it is known what to end."""
+
+        async def end() -> None:
+            try:
+                async with asyncio.timeout(START_TIMEOUT):
+                    if begun is not None:
+                        await begun
+                    await session.started
+                await session.process.close()
+            except (GuesthouseError, asyncssh.Error, OSError, TimeoutError):
+                session.close()
+            finally:
+                self._ended(session)
+
+        import asyncssh
+
+        task = asyncio.create_task(end())
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
     async def _send_signal(self, name: str, pid: int) -> None:
         await self._aside(kill_text(name, pid))
 
@@ -285,6 +314,20 @@ async def _feed(process: RemoteProcess, data: bytes) -> None:
     await process.write_eof()
 
 
+def _failure(begun: asyncio.Task[None]) -> Exception | None:
+    """Why a channel did not open; None when it did. Errors that are defects pass through."""
+    import asyncssh
+
+    if not begun.done():
+        begun.cancel()
+        return TimeoutError()
+    try:
+        begun.result()
+    except (OSError, asyncssh.Error) as error:
+        return error
+    return None
+
+
 def _refused(error: Exception) -> bool:
     """Whether a live connection declined one more channel, as opposed to a broken one."""
     import asyncssh
@@ -292,6 +335,8 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, asyncssh.ChannelOpenError) and error.code in {
         asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED,
         asyncssh.OPEN_RESOURCE_SHORTAGE,
+        asyncssh.OPEN_REQUEST_PTY_FAILED,
+        asyncssh.OPEN_REQUEST_SESSION_FAILED,
     }
 
 

@@ -103,6 +103,8 @@ class Session(asyncssh.SSHClientSession[bytes]):
         self._finder: AnnouncementFinder | None = AnnouncementFinder(token)
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
         self._early = bytearray()
+        self.opened = False
+        """Whether the guest opened the channel, after which it may have got the command."""
         self._terminal = terminal
         self._on_end = on_end
 
@@ -110,6 +112,7 @@ class Session(asyncssh.SSHClientSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
         self._channel = chan
+        self.opened = True
         chan.set_write_buffer_limits(WRITE_BUFFER)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:

@@ -185,6 +185,25 @@ async def test_a_cancelled_build_leaves_nothing(house: ImageHouse) -> None:
     assert not house.view.images
 
 
+async def test_cancelled_between_its_files_and_its_documents(
+    house: ImageHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        imported.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(house.catalogue, "_commit", hang)
+    job = await house.jobs.submit("image.build", BuildParams(name="debian/12"))
+    await imported.wait()
+    assert len(files(house.pool.layers.folder)) == len(files(house.catalogue.boot.folder)) == 1
+    await house.jobs.cancel(job.id)
+    assert (await house.jobs.wait(job.id, 120)).state is JobState.CANCELLED
+    assert files(house.pool.layers.folder, house.catalogue.boot.folder) == []
+    assert await house.cache.entries()  # the build itself was finished and is kept
+
+
 async def test_removing(house: ImageHouse) -> None:
     await build(house)
     image = house.catalogue.resolve("debian/12")

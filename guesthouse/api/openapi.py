@@ -199,14 +199,7 @@ def _operation(route: _Route, schemas: _Schemas) -> Json:
 
 
 def _responses(described: Described, schemas: _Schemas) -> Json:
-    schema = schemas.of(described.answer) if described.answer is not None else {"type": "string"}
-    if described.media == OPENAPI_JSON:
-        schema = {"type": "object"}
-    content: Json = {described.media: {"schema": schema}}
-    if described.events:
-        content[described.media]["x-events"] = {
-            str(name): schemas.of(kind) for name, kind in described.events.items()
-        }
+    content: Json = {described.media: _content(described, schemas)}
     answers: Json = {
         str(described.status): {
             "description": described.answer_text,
@@ -230,6 +223,16 @@ def _responses(described: Described, schemas: _Schemas) -> Json:
         "content": {PROBLEM_JSON: {"schema": schemas.of(ProblemDetails)}},
     }
     return answers
+
+
+def _content(described: Described, schemas: _Schemas) -> Json:
+    if described.events:
+        # OpenAPI 3.1 has no words for a stream's items; a schema would be that of the whole text.
+        kinds = {str(name): schemas.of(kind) for name, kind in described.events.items()}
+        return {"x-events": kinds}
+    if described.answer is not None:
+        return {"schema": schemas.of(described.answer)}
+    return {"schema": {"type": "object" if described.media == OPENAPI_JSON else "string"}}
 
 
 def _headers(headers: dict[str, str]) -> Json:

@@ -62,16 +62,18 @@ def image_document(name: str) -> Image:
 
 
 class GatedDriver(FakeDriver):
-    """:ivar gate: while it is clear, no guest starts."""
+    """:ivar gate: while it is clear, no guest starts. :ivar arrived: one waits there."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.gate = asyncio.Event()
         self.gate.set()
+        self.arrived = asyncio.Event()
 
     async def launch(
         self, guest: Guest, resources: Resources, *, incarnation: int, paused: bool = False
     ) -> FakeRunning:
+        self.arrived.set()
         await self.gate.wait()
         return await super().launch(guest, resources, incarnation=incarnation, paused=paused)
 

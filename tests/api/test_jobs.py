@@ -47,6 +47,7 @@ async def test_a_job_is_cancelled(api: httpx.AsyncClient, house: ApiHouse) -> No
     await house.guest("web", start=False)
     house.driver.gate.clear()
     job = (await api.post("/v1/guests/web/start")).json()
+    await house.driver.arrived.wait()
     answer = await api.post(f"/v1/jobs/{job['id']}/cancel", params=WAIT)
     assert answer.status_code == 202
     assert answer.json()["state"] == "cancelled"

@@ -91,7 +91,7 @@ async def test_waiting_too_short_answers_the_job_as_it_is(
         (True, "POST", "resume", None),
         (True, "POST", "reset", None),
         (True, "POST", "power-button", None),
-        (True, "POST", "rename", {"name": "db"}),
+        (False, "POST", "rename", {"name": "db"}),
         (True, "POST", "ports", {"host_port": 0, "guest_port": 80}),
         (True, "DELETE", "ports/tcp/127.0.0.1/8080", None),
         (True, "DELETE", "ports/udp/127.0.0.1/53053", None),

@@ -67,7 +67,16 @@ def test_short_and_long_way_of_ls_say_the_same(
 def test_ls_as_people_see_it(guest: Room) -> None:
     guest.house.add("db", GuestState.STOPPED, memory=1536 << 20, nics=())
     lines = guest("ls").out.splitlines()
-    assert lines[0].split() == "NAME STATE CPUS MEMORY IMAGE ADDRESS PORTS SINCE".split()
+    assert lines[0].split() == [
+        "NAME",
+        "STATE",
+        "CPUS",
+        "MEMORY",
+        "IMAGE",
+        "ADDRESS",
+        "PORTS",
+        "SINCE",
+    ]
     assert lines[1].split() == ["db", "stopped", "2", "1.5G", "debian/12", "10.0.2.15", "1h"]
     assert lines[2].split()[1:3] == ["running", "2"]
     assert "8080->80" in lines[2]
@@ -392,7 +401,7 @@ def test_publish_and_unpublish(guest: Room) -> None:
     assert said.out == "Published 127.0.0.1:40123:22/tcp of web\n"
     assert guest.bodies("POST", "/v1/guests/web/ports")[0]["host_port"] == 0
     assert guest("unpublish", "web", "8080").out == "Closed 127.0.0.1:8080:80/tcp of web\n"
-    assert guest.house.seen[-3][:2] == ("DELETE", "/v1/guests/web/ports/tcp/127.0.0.1/8080")
+    assert guest.house.seen[-2][:2] == ("DELETE", "/v1/guests/web/ports/tcp/127.0.0.1/8080")
     said = guest("unpublish", "web", "9999")
     assert said.code == 3
     assert "127.0.0.1:8080:80/tcp" in said.err
@@ -452,5 +461,5 @@ def test_a_job_survives_its_daemon(guest: Room, monkeypatch: pytest.MonkeyPatch)
         return real()
 
     monkeypatch.setattr(following, "reconnect", reconnect)
-    assert guest("stop", "web") == (0, "Stopped web\n", "")
+    assert guest("stop", "web")[:2] == (0, "Stopped web\n")
     assert opened

@@ -15,6 +15,9 @@ from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.model.image import BootFiles
 
+NVRAM = "nvram"
+"""Name of the disk that holds a UEFI firmware's variables; it is no disk inside the guest."""
+
 # Files of a running guest. Sockets, in `Resources.runtime`:
 AGENT_SOCKET = "agent.sock"
 SSH_SOCKET = "ssh.sock"

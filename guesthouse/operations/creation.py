@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Iterable
 
 import msgspec
 
+from guesthouse.drivers.base import NVRAM
 from guesthouse.errors import InvalidInput, NameTaken, RevisionConflict, UnknownImage
 from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
@@ -31,6 +33,7 @@ from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import number_key, remove_guest
 from guesthouse.operations.lifecycle import GuestOperation, wait_ready
+from guesthouse.operations.nvram import create_nvram
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import launch_guest
@@ -107,12 +110,14 @@ class Launch(GuestOperation, Operation[LaunchParams]):
 
 async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, image: Image) -> Guest:
     """Disk, key and document of a new guest; each step is safe to run again."""
-    ids = await ctx.step("create", volume=new_id, uuid=lambda: str(uuid.uuid4()), mac=new_mac)
+    ids = await ctx.step(
+        "create", volume=new_id, nvram=new_id, uuid=lambda: str(uuid.uuid4()), mac=new_mac
+    )
     existing = await rooms.documents.guests.get(params.guest)
     volume = _overlay(rooms, params, image, ids["volume"])
 
     async def undo() -> None:
-        await remove_guest(rooms, params.guest, [volume.id] if volume else [])
+        await remove_guest(rooms, params.guest, [ids["volume"], ids["nvram"]])
 
     ctx.undo(undo)
     if existing is not None:
@@ -121,17 +126,22 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     params = msgspec.structs.replace(params, publish=ports)
     ctx.progress(0.5, "creating its disk")
     await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)
+    volumes: dict[str, Volume] = {}
     if volume is not None:
         parent = rooms.pool.path(rooms.view.volumes[volume.parent])
         await rooms.pool.create_overlay(volume, parent, volume.size)
-    guest = await _commit(rooms, _document(rooms, params, image, ids, volume), image, volume)
+        volumes["root"] = volume
+    if params.firmware is Firmware.UEFI:
+        volumes[NVRAM] = await create_nvram(rooms, ids["nvram"], params.name)
+    guest = _document(rooms, params, image, ids, volumes)
+    guest = await _commit(rooms, guest, image, volumes.values())
     await rooms.pool.write_copy("guests", guest)
-    if volume is not None:
-        await rooms.pool.write_copy("volumes", volume)
+    for made in volumes.values():
+        await rooms.pool.write_copy("volumes", made)
     return guest
 
 
-async def _commit(rooms: Rooms, guest: Guest, image: Image, volume: Volume | None) -> Guest:
+async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
     """Make the guest durable, all or nothing, under a number that no other guest has.
 
     :raise NameTaken: :raise RevisionConflict: the image changed or went meanwhile.
@@ -147,8 +157,7 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volume: Volume | Non
             Put(number_key(number), guest.id.encode(), expect=ABSENT),
             documents.images.check_op(image.id, image_revision),
         ]
-        if volume is not None:
-            ops.append(documents.volumes.put_op(volume, expect=ABSENT))
+        ops += [documents.volumes.put_op(volume, expect=ABSENT) for volume in volumes]
         try:
             await rooms.view.wait_for(await documents.store.commit(ops))
             return guest
@@ -202,7 +211,11 @@ def _overlay(rooms: Rooms, params: LaunchParams, image: Image, volume_id: str) -
 
 
 def _document(
-    rooms: Rooms, params: LaunchParams, image: Image, ids: dict[str, str], volume: Volume | None
+    rooms: Rooms,
+    params: LaunchParams,
+    image: Image,
+    ids: dict[str, str],
+    volumes: dict[str, Volume],
 ) -> Guest:
     facts = rooms.facts()
     spec = GuestSpec(
@@ -210,9 +223,10 @@ def _document(
         image_id=image.id,
         cpus=params.cpus,
         memory=params.memory or (ROOMY if image.volume else SMALL),
-        disks=(Disk(name="root", volume=volume.id, size=volume.size, serial="root"),)
-        if volume
-        else (),
+        disks=tuple(
+            Disk(name=name, volume=volume.id, size=volume.size, serial=name)
+            for name, volume in volumes.items()
+        ),
         nics=(Nic(mac=ids["mac"], ports=params.publish),),
         firmware=params.firmware,
         boot=_boot(image, params.firmware),

@@ -16,13 +16,16 @@ from guesthouse.model.guest import (
     check_spec,
     pending_changes,
 )
+from guesthouse.model.ids import new_id
 from guesthouse.model.names import check_name
 from guesthouse.model.states import LIVE
 from guesthouse.model.units import format_size
 from guesthouse.operations.creation import name_taken
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams
+from guesthouse.operations.nvram import create_nvram, has_nvram, nvram_disk
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
+from guesthouse.store.contract import ABSENT
 from guesthouse.store.documents import GUESTS
 
 
@@ -59,6 +62,8 @@ class SetGuest(GuestOperation, Operation[SetParams]):
         check_spec(msgspec.structs.replace(guest.spec, **named))
         if params.disk is not None:
             await self._grow(ctx, guest, params.disk)
+        if params.firmware is Firmware.UEFI and not has_nvram(guest.spec):
+            await self._add_nvram(ctx, guest)
         await ctx.step("set")
         guest = (
             await self.rooms.documents.guests.update(
@@ -69,16 +74,29 @@ class SetGuest(GuestOperation, Operation[SetParams]):
         await self.rooms.pool.write_copy("guests", guest)
         return {"pending": list(pending_changes(guest))}
 
+    async def _add_nvram(self, ctx: JobContext, guest: Guest) -> None:
+        """A guest made for BIOS has no volume for the firmware's variables yet."""
+        ids = await ctx.step("nvram", volume=new_id)
+        volume = await create_nvram(self.rooms, ids["volume"], guest.name)
+        volumes = self.rooms.documents.volumes
+        if await volumes.get(volume.id) is None:
+            await self.rooms.documents.guests.update(
+                guest.id,
+                lambda g: _with_disks(g, (*g.spec.disks, nvram_disk(volume))),
+                extra_ops=[volumes.put_op(volume, expect=ABSENT)],
+            )
+        await self.rooms.pool.write_copy("volumes", volume)
+
     async def _grow(self, ctx: JobContext, guest: Guest, size: int) -> None:
         """Grow the root disk. The file first, then the documents: a file that is larger than its
         document says is harmless, and running this again ends the work."""
-        if not guest.spec.disks:
+        root = next((disk for disk in guest.spec.disks if disk.name == "root"), None)
+        if root is None:
             raise InvalidInput(
                 f"Guest {guest.name!r} has no disk to grow.",
                 hint="Its image runs from memory.",
                 field="disk",
             )
-        root = guest.spec.disks[0]
         if size < root.size:
             raise InvalidInput(
                 f"The disk of {guest.name!r} has {format_size(root.size)} and cannot shrink"
@@ -106,7 +124,11 @@ class SetGuest(GuestOperation, Operation[SetParams]):
         await self.rooms.documents.guests.update(
             guest.id,
             lambda g: _with_disks(
-                g, (msgspec.structs.replace(g.spec.disks[0], size=size), *g.spec.disks[1:])
+                g,
+                tuple(
+                    msgspec.structs.replace(disk, size=size) if disk.name == "root" else disk
+                    for disk in g.spec.disks
+                ),
             ),
         )
 

@@ -118,7 +118,14 @@ class DirectoryPool:
             raise InvalidInput(f"Volume {volume.id} has a parent, so it is not empty.")
         return await self._create(volume, volume.size, None)
 
-    async def _create(self, volume: Volume, size: int, parent: Path | None) -> Path:
+    async def create_filled(self, volume: Volume, raw: Path) -> Path:
+        """A new qcow2 layer with the content of a raw file of this host, such as firmware
+        variables; `volume.size` is that file's. Errors as `create_overlay`."""
+        return await self._create(volume, volume.size, None, content=raw)
+
+    async def _create(
+        self, volume: Volume, size: int, parent: Path | None, *, content: Path | None = None
+    ) -> Path:
         target = self.path(volume)
         if await asyncio.to_thread(self.layers.already, volume, size):
             return target
@@ -127,6 +134,8 @@ class DirectoryPool:
             await in_thread(lambda _: self.layers.prepare(temporary, parent, size))
             if volume.format is VolumeFormat.QCOW2:
                 await qemu_img.create(temporary, size, parent=parent)
+            if content is not None:
+                await qemu_img.fill(temporary, content)
             await in_thread(lambda _: self.layers.finish(volume, temporary, size))
         finally:
             temporary.unlink(missing_ok=True)

@@ -62,6 +62,18 @@ async def create(path: Path, size: int, *, parent: Path | None = None) -> None:
     await _run([*argv, str(path), str(size)], path, "create the disk")
 
 
+async def fill(path: Path, raw: Path) -> None:
+    """Write the content of the raw file `raw` into the qcow2 at `path`, which has its size.
+
+    :raise NoSpace: :raise ToolFailed:
+    """
+    await _run(
+        ["qemu-img", "convert", "-q", "-n", "-f", "raw", "-O", "qcow2", str(raw), str(path)],
+        path,
+        "fill the disk",
+    )
+
+
 async def resize(path: Path, fmt: VolumeFormat, size: int) -> None:
     """Grow to `size` bytes. :raise InUse: a process has it open. :raise NoSpace:"""
     await _run(

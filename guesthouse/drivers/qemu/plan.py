@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from guesthouse.drivers.base import DiskSource, Resources
+from guesthouse.drivers.base import NVRAM, DiskSource, Resources
 from guesthouse.errors import HostLacks, InvalidInput, NoMemory
 from guesthouse.guestos.seed import smbios_value
 from guesthouse.host.firmware import Ovmf
@@ -19,9 +19,6 @@ from guesthouse.model.guest import BootPath, Firmware, Guest, GuestSpec, OnPanic
 from guesthouse.model.host import HostFacts, QemuBinary
 from guesthouse.model.units import format_size
 from guesthouse.network.base import Attachment
-
-NVRAM = "nvram"
-"""Name of the disk source that holds a UEFI guest's variables; the guest sees no disk."""
 
 TCG_CPU = "qemu64"
 """Boots Debian faster than `max`, for whose extensions the kernel loads emulated crypto modules.

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from litestar import Litestar, Request
 from litestar.datastructures import State
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
 from guesthouse.api.decoding import ApiRequest, Services, check_origin, parse_query
 from guesthouse.api.described import Described
-from guesthouse.api.problems import MAX_BODY, answer_problem
+from guesthouse.api.problems import (
+    MAX_BODY,
+    PROBLEM_JSON,
+    answer_problem,
+    encode_problem,
+    problem_details,
+)
 from guesthouse.api.routes.daemon import DAEMON_ROUTES
 from guesthouse.api.routes.events import EVENT_ROUTES
 from guesthouse.api.routes.guest_streams import STREAM_ROUTES, NoQuery
@@ -19,6 +27,7 @@ from guesthouse.api.routes.guests import GUEST_ROUTES
 from guesthouse.api.routes.host import HOST_ROUTES
 from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
+from guesthouse.errors import Unavailable
 
 if TYPE_CHECKING:
     from guesthouse.api.facade import House
@@ -88,5 +97,34 @@ def answering_head(app: ASGIApp) -> ASGIApp:
 
         # A copy: the server goes on seeing HEAD in its own.
         await app(cast("Scope", {**scope, "method": "GET"}), receive_head, send_head)
+
+    return answer
+
+
+def answering_cut(app: ASGIApp) -> ASGIApp:
+    """Let a request that the stopping server cuts off be answered 503, if nothing was sent yet."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if started or scope["type"] != ScopeType.HTTP:
+                raise
+            cut = Unavailable(
+                "The daemon stopped before it could answer.",
+                hint="Jobs that were accepted go on at its next start: guest daemon start",
+            )
+            body = encode_problem(problem_details(cut, instance=quote(scope["path"])))
+            headers = [(b"content-type", PROBLEM_JSON.encode()), (b"connection", b"close")]
+            start = {"type": "http.response.start", "status": cut.status, "headers": headers}
+            await send(cast("Message", start))
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
     return answer

@@ -15,7 +15,7 @@ from litestar import Litestar
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from guesthouse.api.app import answering_head, build_app
+from guesthouse.api.app import answering_cut, answering_head, build_app
 from guesthouse.api.decoding import Peer
 from guesthouse.api.facade import House
 
@@ -155,13 +155,14 @@ def _config(app: Litestar, grace: float) -> uvicorn.Config:
     # Its INFO lines are an access log of the WebSockets.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     return uvicorn.Config(
-        answering_head(app),
+        answering_cut(answering_head(app)),
         http=_Http,
         ws=_WebSocket,
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         date_header=False,
         ws_max_size=_LARGEST_MESSAGE,
         # A client that takes no output for a while is slow, not dead; unix sockets tell death.

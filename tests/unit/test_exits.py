@@ -82,6 +82,8 @@ def test_unwatched_ends() -> None:
 
 def test_last_line_is_without_the_programs_name() -> None:
     assert last_line("a\nqemu-system-x86_64: -disk: no: such\n\n") == "-disk: no: such"
+    hinted = 'qemu-system-x86_64: -blockdev x: Failed to get "write" lock\nIs another process?\n'
+    assert last_line(hinted) == '-blockdev x: Failed to get "write" lock'
     assert last_line("error: plain") == "error: plain"
     assert last_line("") == ""
 

@@ -74,9 +74,11 @@ def seen(reason: str | None) -> Exit:
 
 
 def last_line(text: str) -> str:
-    """The last line of an engine's messages without its name in front."""
+    """The engine's last error, without its name in front; else its last line, whatever it is."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    program, colon, rest = lines[-1].partition(": ")
-    return rest if colon and program.startswith("qemu-system-") else lines[-1]
+    # Hints follow on lines of their own.
+    for line in reversed(lines):
+        program, colon, rest = line.partition(": ")
+        if colon and program.startswith("qemu-system-"):
+            return rest
+    return lines[-1] if lines else ""

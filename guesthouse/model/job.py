@@ -47,6 +47,7 @@ class Job(Document, kw_only=True, frozen=True):
     :ivar params: the request, without secrets. :ivar steps: the journal.
     :ivar locks: keys of the documents that it locks. :ivar requester: who asked for it.
     :ivar attempts: how often a daemon took it up.
+    :ivar dedupe: while it is active, another submission with this key and kind is this job.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Job(Document, kw_only=True, frozen=True):
     params: dict[str, Any] = {}
     locks: tuple[str, ...] = ()
     requester: str = ""
+    dedupe: str = ""
     state: JobState = JobState.QUEUED
     may_cancel: bool = True
     cancel_requested: bool = False

@@ -48,7 +48,7 @@ async def job_answer(request: ApiRequest, job: Job, *, wait: float) -> Response[
 
 
 async def _ended(request: ApiRequest, job: Job, wait: float) -> Job:
-    house, stopping = request.services
+    house, stopping = request.house, request.stopping
     # Unavailable: the daemon stops. The job is durable and goes on at its next start.
     with suppress(DeadlineExceeded, Unavailable):
         ended = await first(house.jobs.wait(job.id, wait), none_after(stopping))

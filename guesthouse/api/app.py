@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Sen
 
 from guesthouse.api.decoding import ApiRequest, Services, check_origin, parse_query
 from guesthouse.api.described import Described
+from guesthouse.api.guest_list import GuestList
 from guesthouse.api.problems import (
     MAX_BODY,
     PROBLEM_JSON,
@@ -54,7 +55,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
         request_max_body_size=MAX_BODY,
         exception_handlers={Exception: answer_problem},
         before_request=_check,
-        state=State({"services": Services(house, stopping)}),
+        state=State({"services": Services(house, stopping, GuestList())}),
         # Our own document says more, and from the decoder's own schemas: see openapi.py.
         openapi_config=None,
         logging_config=None,

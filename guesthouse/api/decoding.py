@@ -13,6 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import InternalServerException
 from litestar.types import Scope
 
+from guesthouse.api.guest_list import GuestList
 from guesthouse.errors import Forbidden, InvalidInput, UnknownField, UnsupportedMediaType
 from guesthouse.model.document import Noun, decode_strict
 
@@ -48,6 +49,7 @@ class Services(NamedTuple):
 
     house: House
     stopping: asyncio.Event
+    guest_list: GuestList
 
 
 class ApiRequest(Request[Any, Any, Any]):
@@ -61,6 +63,10 @@ class ApiRequest(Request[Any, Any, Any]):
     @property
     def house(self) -> House:
         return self.services.house
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        return self.services.stopping
 
     @property
     def requester(self) -> str:

@@ -6,9 +6,12 @@ import os
 
 import httpx
 import pytest
+from msgspec import structs
 
 from guesthouse import __version__
-from guesthouse.model.document import decode_strict
+from guesthouse.api import guest_list
+from guesthouse.api.guest_list import GuestList
+from guesthouse.model.document import decode_strict, encode
 from guesthouse.model.reports import GuestView, HouseInfo, ImageView
 from guesthouse.model.states import GuestState
 from guesthouse.store.contract import Put
@@ -40,6 +43,35 @@ async def test_an_unchanged_list_is_not_sent_again(api: httpx.AsyncClient, house
     changed = await api.get("/v1/guests", headers=tag)
     assert changed.status_code == 200
     assert len(changed.json()) == 2
+
+
+async def test_the_list_shows_what_only_memory_knows(
+    api: httpx.AsyncClient, house: ApiHouse
+) -> None:
+    guest = await house.guest("web")
+    tags, jobs = set(), []
+    for change in ({}, {"job": "J"}, {"addresses": ("10.0.2.15",)}, {"pending": ("cpus",)}):
+        view = structs.replace(house.guest_view(guest), **change)
+        house.guest_view = lambda _, view=view: view  # type: ignore[method-assign]
+        for _ in range(2):
+            answer = await api.get("/v1/guests")
+            assert answer.content == encode([view])
+            tags.add(answer.headers["etag"])
+        jobs.append(answer.json()[0]["job"])
+        del house.guest_view
+    assert len(tags) == 4
+    assert jobs == [None, "J", None, None]
+
+
+async def test_more_guests_than_are_kept_encoded(house: ApiHouse) -> None:
+    guests = [guest_document(f"g{number}") for number in range(5)]
+    pairs = [(guest, house.guest_view(guest)) for guest in guests]
+    small, large = GuestList(), GuestList()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guest_list, "BUDGET", 2 * len(encode(pairs[0][1])) + 10)
+        answers = {small.encode(pairs) for _ in range(3)}
+    assert answers == {large.encode(pairs)}
+    assert decode_strict(answers.pop()[0], list[GuestView]) == [view for _, view in pairs]
 
 
 async def test_a_guest_answers_to_name_id_and_prefix(

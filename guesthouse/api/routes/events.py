@@ -46,7 +46,7 @@ async def house_events(request: ApiRequest) -> StreamAnswer:
     events were lost, because the client was too slow or was away: list again.
     """
     kinds = frozenset(request.ask(EventsQuery).kinds.split(",")) - {""}
-    house, stopping = request.services
+    house, stopping = request.house, request.stopping
     returning = "last-event-id" in request.headers
     return event_stream(_events(house, kinds, returning), stopping=stopping)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
 from litestar import Response, delete, get, patch, post
@@ -29,7 +28,7 @@ from guesthouse.errors import (
     UnknownImage,
 )
 from guesthouse.model.device import Publish
-from guesthouse.model.document import Noun, encode
+from guesthouse.model.document import Noun
 from guesthouse.model.job import Job
 from guesthouse.model.reports import (
     DeleteRequest,
@@ -68,8 +67,8 @@ async def list_guests(request: ApiRequest) -> Response[bytes]:
     """
     house = request.house
     guests = sorted(house.view.guests.values(), key=lambda guest: guest.name)
-    body = encode([house.guest_view(guest) for guest in guests])
-    tag = f'"{blake2b(body, digest_size=16).hexdigest()}"'
+    pairs = ((guest, house.guest_view(guest)) for guest in guests)
+    body, tag = request.services.guest_list.encode(pairs)
     if tag in request.headers.get("if-none-match", ""):
         return Response(b"", status_code=304, headers={"ETag": tag})
     return Response(body, media_type="application/json", headers={"ETag": tag})
@@ -143,7 +142,7 @@ async def screenshot(request: ApiRequest) -> Response[bytes]:
 async def guest_logs(request: ApiRequest) -> StreamAnswer:
     """The end of a guest's log; with `follow`, it goes on until the client goes away."""
     query = request.ask(LogQuery)
-    house, stopping = request.services
+    house, stopping = request.house, request.stopping
     pieces = await house.log_tail(request.ref, query.source, query.tail, follow=query.follow)
     return StreamAnswer(pieces, media=TEXT, stopping=stopping)
 

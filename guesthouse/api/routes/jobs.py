@@ -104,7 +104,7 @@ async def job_log(request: ApiRequest) -> Response[bytes]:
 )
 async def job_events(request: ApiRequest) -> StreamAnswer:
     """Follow a job until it has ended."""
-    house, stopping = request.services
+    house, stopping = request.house, request.stopping
     return event_stream(_events(house, house.view.job(request.ref)), stopping=stopping)
 
 

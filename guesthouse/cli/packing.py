@@ -91,29 +91,26 @@ class _Exactly:
 
 
 def _walk(source: Path, skipped: Skipped) -> Iterator[tuple[Path, os.stat_result]]:
+    """`source` and all below it. What a folder holds follows it at once: tar sets a folder's time
+    when the next entry lies elsewhere, and what came after that would change it again."""
     info = source.stat()
     yield source, info
     if not stat.S_ISDIR(info.st_mode):
         return
-    waiting = [source]
+    waiting = [iter(sorted(source.iterdir()))]
     while waiting:
-        folder = waiting.pop()
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError as error:
-            if folder == source:
-                raise
-            skipped(str(folder), error.strerror or str(error))
+        path = next(waiting[-1], None)
+        if path is None:
+            waiting.pop()
             continue
-        for path in entries:
-            try:
-                info = path.lstat()
-            except OSError as error:
-                skipped(str(path), error.strerror or str(error))
-                continue
-            yield path, info
-            if stat.S_ISDIR(info.st_mode):
-                waiting.append(path)
+        try:
+            info = path.lstat()
+            below = sorted(path.iterdir()) if stat.S_ISDIR(info.st_mode) else []
+        except OSError as error:
+            skipped(str(path), error.strerror or str(error))
+            continue
+        yield path, info
+        waiting.append(iter(below))
 
 
 def _member(path: Path, info: os.stat_result, name: str) -> tarfile.TarInfo | None:

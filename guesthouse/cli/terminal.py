@@ -22,7 +22,7 @@ def raw(fd: int) -> Iterator[None]:
     """Hand every key to us as it is. The terminal is as before afterwards, come what may."""
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSADRAIN)  # not TCSAFLUSH: what is typed already counts
         yield
     finally:
         try:

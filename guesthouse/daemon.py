@@ -27,6 +27,7 @@ from guesthouse.host.secrets import Secrets
 from guesthouse.host.settings import load_settings
 from guesthouse.images.cache import BuildCache
 from guesthouse.images.catalogue import Catalogue
+from guesthouse.jobs.record import Observer
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
@@ -126,8 +127,11 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         yield rooms, keeper, probed
 
 
-async def run(folders: Folders, say: SayReady) -> None:
-    """Be the daemon until somebody asks it to stop."""
+async def run(folders: Folders, say: SayReady, observer: Observer | None = None) -> None:
+    """Be the daemon until somebody asks it to stop.
+
+    :param observer: told of every write of a job's document; for tests of crashes.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,6 +141,7 @@ async def run(folders: Folders, say: SayReady) -> None:
             rooms.documents,
             all_operations(rooms, BuildCache(folders.build_cache)),
             folders.jobs,
+            observer=observer,
         )
         supervisor = Supervisor(rooms, jobs)
         rooms.live.on_added = supervisor.add
@@ -208,8 +213,8 @@ class SayReady:
             self._fd = None
 
 
-def main() -> int:
-    """Entry of `guesthoused`."""
+def main(observer: Observer | None = None) -> int:
+    """Entry of `guesthoused`. :param observer: see `run`."""
     parser = argparse.ArgumentParser(prog="guesthoused", description=__doc__)
     parser.add_argument(
         "--ready-fd", type=int, help="write 'ok' or a problem there once it is known"
@@ -230,7 +235,7 @@ def main() -> int:
         prepare(folders)
         lock = only_one(folders)
         try:
-            asyncio.run(run(folders, say))
+            asyncio.run(run(folders, say, observer))
         finally:
             os.close(lock)
     except GuesthouseError as error:

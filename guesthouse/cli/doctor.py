@@ -63,11 +63,9 @@ def _show(facts: HostFacts) -> None:
         show(f"\nGuests cannot run here: {names} missing.\n")
     else:
         lacking = sum(not one.available for one in facts.capabilities)
-        show(
-            "\nGuests can run here"
-            + (f"; {lacking} things would make it better" if lacking else "")
-        )
-        show(".\n")
+        things = "1 thing" if lacking == 1 else f"{lacking} things"
+        more = f"; {things} would make it better" if lacking else ""
+        show(f"\nGuests can run here{more}.\n")
 
 
 def _order(one: Capability) -> tuple[int, str]:

@@ -71,6 +71,8 @@ class Execution:
         try:
             if record.job.state is JobState.RECOVERING:
                 await record.persist("recovering", lambda job: job)
+            if record.stopping.is_set():
+                return
             record.work = asyncio.create_task(self._work(), name=f"job {record.id}")
             if record.cancel_reason is not None and not self._goes_on_though_cancelled():
                 record.work.cancel()

@@ -106,7 +106,7 @@ class Locks:
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 self.release(job, [key])  # it was ours already when we were told to give up
-            else:
+            elif place in lock.queue:
                 lock.queue.remove(place)
             if isinstance(error, TimeoutError):
                 raise LockTimeout(key, lock.holder) from None
@@ -122,6 +122,9 @@ class Locks:
         for key in list(held) if keys is None else [key for key in keys if key in held]:
             held.discard(key)
             lock = self._locks[key]
+            # A waiter that was cancelled, but did not run since, still stands in the queue.
+            while lock.queue and lock.queue[0][1].done():
+                lock.queue.popleft()
             if lock.queue:
                 lock.holder, turn = lock.queue.popleft()
                 self._held.setdefault(lock.holder, set()).add(key)

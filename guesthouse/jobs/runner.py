@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from guesthouse.errors import Conflict, DeadlineExceeded, Internal, Unavailable
+from guesthouse.jobs.active import ActiveJobs
 from guesthouse.jobs.execution import Execution
 from guesthouse.jobs.feed import Follower
 from guesthouse.jobs.locks import Locks, rank
 from guesthouse.jobs.logs import LogFolder
 from guesthouse.jobs.problems import plain, unforeseen
-from guesthouse.jobs.record import JobRecord, Observer, retrieve
+from guesthouse.jobs.record import JobRecord, Observer, Stopping, retrieve
 from guesthouse.jobs.recovery import plan_recovery
 from guesthouse.jobs.registry import Operation, Registry
 from guesthouse.jobs.retention import Retention
@@ -54,8 +55,7 @@ class JobRunner:
         self._logs = LogFolder(folder)
         self._logs.prepare()
         self._retention = Retention(documents, self._logs)
-        self._active: dict[str, JobRecord] = {}
-        self._dedupe: dict[tuple[str, str], JobRecord] = {}
+        self._active = ActiveJobs()
         self._stopping = False
 
     async def submit(
@@ -85,7 +85,7 @@ class JobRunner:
         decoded = _decode(operation, params)
         if job_id and (known := await self._known(job_id)):
             return known
-        if dedupe is not None and (same := self._same(kind, dedupe)):
+        if dedupe is not None and (same := self._active.same(kind, dedupe)):
             same.interested += 1
             await asyncio.shield(same.accepted)
             return same.job
@@ -115,25 +115,11 @@ class JobRunner:
         found = await self._documents.jobs.get(job_id)
         return found.doc if found else None
 
-    def _same(self, kind: str, dedupe: str) -> JobRecord | None:
-        record = self._dedupe.get((kind, dedupe))
-        if record is None or record.cancel_reason is not None or record.ended.done():
-            return None
-        return record
-
     def _remember(self, job: Job, revision: int) -> JobRecord:
         log = self._logs.open(job.id)
         record = JobRecord(job, revision, self._documents, log, self._observer)
-        self._active[job.id] = record
-        if job.dedupe:
-            self._dedupe[job.kind, job.dedupe] = record
+        self._active.add(record)
         return record
-
-    def _forget(self, record: JobRecord) -> None:
-        self._active.pop(record.id, None)
-        key = (record.job.kind, record.job.dedupe)
-        if self._dedupe.get(key) is record:
-            del self._dedupe[key]
 
     async def _accept(
         self, record: JobRecord, operation: Operation[Any], params: Any, *, urgent: bool
@@ -145,7 +131,7 @@ class JobRunner:
             await record.write("accepted", lambda job: job)
         except BaseException as error:
             self._locks.release(record.id)
-            self._forget(record)
+            self._active.remove(record)
             record.accepted.set_exception(error)
             raise
         record.accepted.set_result(None)
@@ -167,11 +153,11 @@ class JobRunner:
             _LOG.exception("job %s (%s) cannot be ended", record.id, record.job.kind)
             if not record.ended.done():
                 record.ended.set_exception(unforeseen(error, f"ending {record.job.kind}"))
-            self._forget(record)
+            self._active.remove(record)
         finally:
             if record.job.ended:
                 self.announce_end(record, record.job)
-                self._forget(record)
+                self._active.remove(record)
             elif not record.ended.done():
                 record.ended.set_exception(_stopping())
             record.feed.close()
@@ -192,8 +178,7 @@ class JobRunner:
 
     def active(self) -> list[Job]:
         """Every job that has not ended, the oldest first."""
-        jobs = [record.known for record in self._active.values()]
-        return sorted((job for job in jobs if not job.ended), key=lambda job: job.id)
+        return self._active.jobs()
 
     def holder(self, key: str) -> str | None:
         """Id of the job that holds the lock on a document (`guests/01J…`)."""
@@ -335,6 +320,7 @@ class JobRunner:
             if plan.cancel_reason is not None:
                 record.cancelled.set()
             if plan.operation is None:
+                record.settling = True
                 record.drive = asyncio.create_task(self._give_up(record))
                 continue
             if record.job.started_at is not None:
@@ -347,13 +333,14 @@ class JobRunner:
 
     async def _give_up(self, record: JobRecord) -> None:
         """Record the end that recovery decided on, for a job that cannot be run."""
-        record.settling = True
-        final = record.job
-        self.announce_end(record, final)
         try:
-            await record.persist(final.state.value, lambda job: job)
+            await record.persist(record.job.state.value, lambda job: job)
+            self.announce_end(record, record.job)
+        except Stopping:
+            record.ended.set_exception(_stopping())
         finally:
-            self._forget(record)
+            record.feed.close()
+            self._active.remove(record)
 
     async def close(self, *, deadline: float = 10.0) -> None:
         """Let go of all jobs, without undoing or ending them: the next start takes them up.
@@ -362,7 +349,7 @@ class JobRunner:
         """
         self._stopping = True
         await self._retention.close()
-        records = list(self._active.values())
+        records = list(self._active)
         for record in records:
             record.stopping.set()
             if record.work is not None and not record.settling:

@@ -54,7 +54,7 @@ def _what(guest: GuestView) -> list[tuple[str, str]]:
     status, spec = guest.status, guest.spec
     rows = [("Name", guest.name), ("Id", guest.id), ("State", _state(guest))]
     if status.message:
-        rows.append(("", status.message))
+        rows.append(("Why", status.message))
     rows += _readiness(guest)
     if guest.job:
         rows.append(("Job", f"{guest.job} is at work on it"))

@@ -64,12 +64,12 @@ def job_ls(active: bool, guest: str, limit: int, as_json: bool) -> None:
 def job_table(jobs: list[Job], *, width: int | None = None) -> str:
     now = time.time()
     rows = [
-        [one.id, one.kind, one.target_name, one.state.value, span(now - one.created_at),
+        [one.id, one.state.value, one.kind, one.target_name, span(now - one.created_at),
          _took(one, now), one.problem.message if one.problem else ""]
         for one in jobs
     ]  # fmt: skip
-    headers = ["JOB", "KIND", "OF", "STATE", "AGE", "TOOK", "PROBLEM"]
-    drop = ("TOOK", "PROBLEM", "AGE")
+    headers = ["JOB", "STATE", "KIND", "OF", "AGE", "TOOK", "PROBLEM"]
+    drop = ("TOOK", "AGE", "PROBLEM", "OF")
     return render(headers, rows, width=width, drop=drop, colour=colourful())
 
 

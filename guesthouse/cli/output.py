@@ -46,7 +46,7 @@ def pairs(rows: list[tuple[str, str]]) -> None:
     left = max((len(name) for name, _ in rows), default=0) + 2
     width = terminal_width()
     for name, value in rows:
-        head = f"{name}:".ljust(left)
+        head = (f"{name}:" if name else "").ljust(left)
         for line in _wrapped(plain(value), None if width is None else max(width - left, 16)):
             show(f"{head}{line}".rstrip() + "\n")
             head = " " * left

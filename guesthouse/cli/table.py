@@ -6,6 +6,8 @@ import os
 import sys
 
 GAP = "  "
+READABLE = 16
+"""Columns below which a cut text says nothing."""
 GREEN, YELLOW, RED, DIM, BOLD = "32", "33", "31", "2", "1"
 
 STATE_COLOURS = {
@@ -73,8 +75,8 @@ def render(
 ) -> str:
     """The table as lines, each ended.
 
-    :param width: columns that there are. When they do not suffice, the columns named in `drop` go
-        one after another, then the last one is cut.
+    :param width: columns that there are. When they do not suffice, the last column is cut, but not
+        below `READABLE`; rather the columns named in `drop` go, one after another.
     :param colour: paint the header, and the column STATE by its first word.
     """
     cells = [[plain(cell) for cell in row] for row in rows]
@@ -83,7 +85,8 @@ def render(
         max(columns_of(headers[at]), *(columns_of(row[at]) for row in cells), 0) for at in shown
     ]
     for name in drop:
-        if width is None or _total(widths, shown) <= width:
+        least = min(widths[shown[-1]], READABLE)
+        if width is None or _total(widths, shown[:-1]) + len(GAP) + least <= width:
             break
         shown.remove(headers.index(name))
     lines = [_line([headers[at] for at in shown], [widths[at] for at in shown], width)]

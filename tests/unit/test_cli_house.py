@@ -161,7 +161,7 @@ def test_jobs(guest: Room) -> None:
     guest("stop", "web")
     (job,) = guest.house.jobs.values()
     lines = guest("job", "ls", "--active", "--guest", "web", "-n", "5").out.splitlines()
-    assert lines[1].split()[:4] == [job.id, "guest.stop", "web", "done"]
+    assert lines[1].split()[:4] == [job.id, "done", "guest.stop", "web"]
     assert guest.house.seen[-1][1] == "/v1/jobs?limit=5&active=true&guest=web"
     assert guest.json("job", "ls")[0]["id"] == job.id
     assert guest.json("job", "show", job.id[:25])["kind"] == "guest.stop"

@@ -29,6 +29,13 @@ def test_it_fits_every_width(width: int) -> None:
         assert columns_of(line) <= width
 
 
+def test_the_last_column_is_cut_while_that_makes_sense() -> None:
+    assert render(HEADERS, ROWS, width=43, drop=("ABOUT",)).splitlines()[1] == (
+        "web        running         " + "x" * 15 + "…"
+    )
+    assert "ABOUT" not in render(HEADERS, ROWS, width=42, drop=("ABOUT",))
+
+
 def test_columns_go_in_order() -> None:
     assert "ABOUT" in render(HEADERS, ROWS, width=60, drop=("ABOUT", "STATE")).splitlines()[0]
     assert render(HEADERS, ROWS, width=30, drop=("ABOUT", "STATE")).splitlines()[0].split() == [

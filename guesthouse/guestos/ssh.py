@@ -36,6 +36,10 @@ ATTEMPT_TIMEOUT = 30.0
 CHANNEL_TIMEOUT = 20.0
 """Seconds for sshd to open one more channel; a guest that was reset behind it never does."""
 
+DECLINED_LIMIT, DECLINED_PAUSE = 4, 0.05
+"""How often, and seconds after which, a command is offered again that sshd did not take: dropbear
+2022.83 closes a channel that has just been opened when another one ends at that moment."""
+
 START_TIMEOUT = 30.0
 """Seconds from a connection to a command's first sign of life."""
 
@@ -165,7 +169,7 @@ class GuestSsh:
         """
         from guesthouse.guestos import ssh_session
 
-        deadline = time.monotonic() + timeout
+        deadline, declined = time.monotonic() + timeout, 0
         while True:
             reused = self._connection is not None
             connection = await self._connected(deadline)
@@ -185,6 +189,10 @@ class GuestSsh:
             if error is None:
                 return session
             self._ended(session)
+            if _declined(error) and self._connection is connection and declined < DECLINED_LIMIT:
+                declined += 1
+                await asyncio.sleep(DECLINED_PAUSE)
+                continue
             if _refused(error):
                 raise AgentUnavailable(
                     f"The guest's sshd refuses another command: {error}.",
@@ -286,11 +294,15 @@ class GuestSsh:
         connection = self._connection
         if connection is None:
             raise AgentUnavailable("The connection to the guest broke.")
-        try:
-            async with asyncio.timeout(CHANNEL_TIMEOUT):
-                await connection.run(text, encoding=None, stdin=asyncssh.DEVNULL)
-        except (OSError, asyncssh.Error, TimeoutError) as error:
-            raise _unavailable(error) from error
+        for attempt in range(DECLINED_LIMIT + 1):
+            try:
+                async with asyncio.timeout(CHANNEL_TIMEOUT):
+                    await connection.run(text, encoding=None, stdin=asyncssh.DEVNULL)
+                return
+            except (OSError, asyncssh.Error, TimeoutError) as error:
+                if not _declined(error) or attempt == DECLINED_LIMIT:
+                    raise _unavailable(error) from error
+            await asyncio.sleep(DECLINED_PAUSE)
 
 
 async def _begin(
@@ -326,6 +338,16 @@ def _failure(begun: asyncio.Task[None]) -> Exception | None:
     except (OSError, asyncssh.Error) as error:
         return error
     return None
+
+
+def _declined(error: Exception) -> bool:
+    """Whether sshd closed the channel instead of starting the command."""
+    import asyncssh
+
+    return (
+        isinstance(error, asyncssh.ChannelOpenError)
+        and error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED
+    )
 
 
 def _refused(error: Exception) -> bool:

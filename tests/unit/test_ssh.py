@@ -64,8 +64,9 @@ async def test_environment_folder_and_what_cannot_be(guest: GuestSsh, tmp_path: 
 
 
 async def test_a_terminal(guest: GuestSsh) -> None:
+    wait = "while :; do sleep 0.1; done"
     script = (
-        "stty size; echo $TERM; read x; stty size; trap 'echo got; exit 5' INT; echo ready; cat"
+        "stty size; echo $TERM; read x; stty size; trap 'echo got; exit 5' INT; echo ready; " + wait
     )
     process = await guest.start(["sh", "-c", script], tty=Tty(term="vt220", columns=101, rows=31))
     seen = b""

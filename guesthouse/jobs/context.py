@@ -100,19 +100,27 @@ class JobContext:
         if self._record.cancel_reason is not None:
             raise Cancelled(self._record.cancel_reason)
         if self._record.undoing:
-            raise Interrupted(
-                f"The daemon died {self.job.attempts - 1} times in the middle of this; "
-                "what had been done was undone.",
-                hint="Look into the daemon's log for the reason, then try again.",
-                step=name,
-            )
+            raise self._interrupted(name)
+
+    def _interrupted(self, step: str) -> Interrupted:
+        return Interrupted(
+            f"The daemon died {self.job.attempts - 1} times in the middle of this; "
+            "what had been done was undone.",
+            hint="Look into the daemon's log for the reason, then try again.",
+            step=step,
+        )
 
     def undo(self, callback: Undo) -> None:
         """Have `callback` run if the job fails or is cancelled, the newest first.
 
         Register it before acting. A failure of it is logged and does not stop the others.
+
+        :raise Interrupted: the daemon died while it undid this job, so what its last step does is
+            not done yet another time.
         """
         self._undos.push_async_callback(self._guarded, callback)
+        if self._record.avoiding and all(step.name in self._taken for step in self.job.steps):
+            raise self._interrupted(self.job.steps[-1].name if self.job.steps else "")
 
     async def _guarded(self, callback: Undo) -> None:
         if self._abandoned:

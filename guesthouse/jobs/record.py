@@ -40,6 +40,7 @@ class JobRecord:
     :ivar accepted: done when the job is durable. :ivar ended: its ended document.
     :ivar cancel_reason: why it shall not go on; None while it shall.
     :ivar undoing: it was interrupted too often; it runs only as far as it got, to be undone.
+    :ivar avoiding: that was tried and killed the daemon too: its last step is not repeated.
     :ivar interested: submissions that this job answers.
     """
 
@@ -58,6 +59,7 @@ class JobRecord:
         self.stopping = asyncio.Event()
         self.settling = False
         self.undoing = False
+        self.avoiding = False
         self.interested = 1
         self.work: asyncio.Task[object] | None = None
         self.drive: asyncio.Task[None] | None = None

@@ -2,7 +2,8 @@
 
 Recovery is running again. Steps are idempotent and journaled with the ids that they create, so a
 second run finishes what the first began. A job whose daemon dies time and again is run only as far
-as its journal goes, to register its undos, and is undone from there.
+as its journal goes, to register its undos, and is undone from there; if even that kills the daemon,
+the next attempt stops before the last step acts.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ UNDO_ATTEMPTS = 3
 class Recovery(NamedTuple):
     """:ivar job: the document to write first. :ivar operation: None when it ends here.
 
-    :ivar undoing: it shall be undone. :ivar cancel_reason: it was being cancelled.
+    :ivar undoing: it shall be undone. :ivar avoiding: without repeating its last step.
+    :ivar cancel_reason: it was being cancelled.
     """
 
     job: Job
     operation: Operation[Any] | None
     params: Any = None
     undoing: bool = False
+    avoiding: bool = False
     cancel_reason: str | None = None
 
 
@@ -67,7 +70,14 @@ def plan_recovery(job: Job, registry: Registry) -> Recovery:
             ),
         )
     again = msgspec.structs.replace(job, state=JobState.RECOVERING, attempts=job.attempts + 1)
-    return Recovery(again, operation, params, again.attempts > ATTEMPTS, cancel_reason)
+    return Recovery(
+        again,
+        operation,
+        params,
+        undoing=again.attempts > ATTEMPTS,
+        avoiding=again.attempts > ATTEMPTS + 1,
+        cancel_reason=cancel_reason,
+    )
 
 
 def _ended(job: Job, error: GuesthouseError) -> Recovery:

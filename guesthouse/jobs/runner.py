@@ -315,7 +315,7 @@ class JobRunner:
             plan = plan_recovery(found.doc, self._registry)
             record = self._remember(plan.job, found.revision)
             record.accepted.set_result(None)
-            record.undoing = plan.undoing
+            record.undoing, record.avoiding = plan.undoing, plan.avoiding
             record.cancel_reason = plan.cancel_reason
             if plan.cancel_reason is not None:
                 record.cancelled.set()

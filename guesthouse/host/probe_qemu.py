@@ -33,7 +33,6 @@ KVM_DEVICE_FD = "kvm-device-fd"
 """`-accel kvm,device=` takes a descriptor, so that a guest's process needs no group."""
 USER_NETWORK = "user-network"
 """Built with libslirp: `-netdev user`."""
-VNC = "vnc"
 
 
 def find_qemu(env: Mapping[str, str]) -> Path | None:
@@ -139,8 +138,6 @@ def features(schema: list[dict[str, Any]], kvm_properties: list[dict[str, Any]])
     """Features in the answers to query-qmp-schema and to qom-list-properties of kvm-accel."""
     found: set[str] = set()
     for entry in schema:
-        if entry["meta-type"] == "command" and entry["name"] == "query-vnc":
-            found.add(VNC)
         if entry["meta-type"] == "enum" and {"user", "tap", "hubport"} <= set(entry["values"]):
             found.add(USER_NETWORK)
     if any(p["name"] == "device" for p in kvm_properties):

@@ -285,16 +285,20 @@ async def test_privileges_are_gone(house: DriverHouse) -> None:
 
 async def test_nothing_of_ours_stays_open_here(house: DriverHouse) -> None:
     guest = micro_guest(nics=(nic(),))
-    first = await launch(house, guest)
-    await first.kill()
-    await ended(first)
-    before = len(os.listdir("/proc/self/fd"))
-    for number in range(2, 5):
+    refused = make_guest(cpu="no-such-cpu", number=9)
+
+    async def round_trip(number: int) -> None:
         running = await launch(house, guest, incarnation=number)
         await running.kill()
         await ended(running)
-        await running.detach()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+        with pytest.raises(LaunchFailed):
+            await house.driver.launch(refused, house.resources(refused), incarnation=number)
+
+    await round_trip(1)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(2, 6):
+        await round_trip(number)
+    await within(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 def make_overlay(folder: Path, size: str = "64M") -> tuple[Path, Path]:

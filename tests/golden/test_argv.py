@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from guesthouse.drivers.base import DiskSource, Resources
@@ -42,14 +43,14 @@ QEMUS = {
         version=(7, 2, 22),
         machine="pc-q35-7.2",
         machines=("pc-q35-7.2", "pc-q35-7.1"),
-        features=frozenset({"user-network", "vnc"}),
+        features=frozenset({"user-network"}),
     ),
     "10.0": QemuBinary(
         path="/usr/bin/qemu-system-x86_64",
         version=(10, 0, 2),
         machine="pc-q35-10.0",
         machines=("pc-q35-10.0", "pc-q35-9.2", "pc-q35-7.2"),
-        features=frozenset({"user-network", "vnc", "kvm-device-fd"}),
+        features=frozenset({"user-network", "kvm-device-fd"}),
     ),
 }
 
@@ -67,7 +68,10 @@ def host(case: dict[str, Any]) -> HostFacts:
         root=True,
         accelerator="kvm" if kvm else "tcg",
         accelerator_reason=reason,
-        qemu=QEMUS[case.get("qemu", "7.2")],
+        qemu=msgspec.structs.replace(
+            QEMUS[case.get("qemu", "7.2")],
+            **({"features": frozenset()} if case.get("bare") else {}),
+        ),
         capabilities=(Capability(name="kvm", available=kvm, reason=reason, cure="modprobe kvm"),),
         probed_at=0.0,
     )

@@ -65,12 +65,11 @@ def test_newest_machine_is_found_by_number_not_by_spelling() -> None:
 def test_features() -> None:
     schema = [
         {"meta-type": "enum", "name": "17", "values": ["none", "user", "tap", "hubport"]},
-        {"meta-type": "command", "name": "query-vnc"},
+        {"meta-type": "command", "name": "user"},
         {"meta-type": "object", "name": "user", "members": []},
     ]
     assert probe_qemu.features(schema, [{"name": "device"}]) == {
         "user-network",
-        "vnc",
         "kvm-device-fd",
     }
     assert probe_qemu.features(schema[2:], [{"name": "kernel-irqchip"}]) == set()

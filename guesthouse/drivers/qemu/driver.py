@@ -97,23 +97,20 @@ class QemuDriver:
         plan = make_plan(guest, resources, facts, nics, find_ovmf())
         key = f"{guest.id}.{incarnation}"
         await self._check_free(guest)
-        spawned, argv = await self._spawn(guest, resources, plan, key, nics)
-        record = _record(
-            guest=guest,
-            plan=plan,
-            facts=facts,
-            spawned=spawned,
-            argv=argv,
-            incarnation=incarnation,
-        )
         try:
-            running = await self._bring_up(guest, resources, record, key)
-            if not paused:
-                await running.resume()
+            spawned, argv = await self._spawn(guest, resources, plan, key, nics)
+            record = _record(
+                guest=guest,
+                plan=plan,
+                facts=facts,
+                spawned=spawned,
+                argv=argv,
+                incarnation=incarnation,
+            )
+            running = await self._bring_up(guest, resources, record, paused=paused)
         except BaseException:
-            await asyncio.shield(self._undo(key, spawned, resources))
+            await asyncio.shield(self._undo(key, resources))
             raise
-        running.begin()
         if guest.launch is not None:
             await self._keeper.forget(guest.run_key)
         return running
@@ -209,9 +206,10 @@ class QemuDriver:
             return await client.spawn(request, opened.table), argv
 
     async def _bring_up(
-        self, guest: Guest, resources: Resources, record: LaunchRecord, key: str
+        self, guest: Guest, resources: Resources, record: LaunchRecord, *, paused: bool
     ) -> QemuRunning:
-        """Connect to the new process. :raise GuesthouseError: why it ended instead."""
+        """Connect to the new process and let it run. :raise GuesthouseError: why it ended."""
+        key = f"{guest.id}.{record.incarnation}"
         try:
             process = ProcessHandle.open(record.pid, record.pid_start)
         except NotFound:
@@ -219,11 +217,17 @@ class QemuDriver:
         running = self._running(guest, record, process, resources, key)
         try:
             await running.connect(CONNECT_SECONDS)
-        except Disconnected:
-            raise await self._early_end(key) from None
-        except DeadlineExceeded as error:
-            raise LaunchFailed(error.message, hint=error.hint) from error
-        self._keeper.add(self._adoption(key, record.pid, record.pid_start, resources))
+            if not paused:
+                await running.resume()
+            self._keeper.add(self._adoption(key, record.pid, record.pid_start, resources))
+            running.begin()
+        except BaseException as error:
+            await asyncio.shield(running.detach())
+            if isinstance(error, Disconnected | NotFound):
+                raise await self._early_end(key) from None
+            if isinstance(error, DeadlineExceeded):
+                raise LaunchFailed(error.message, hint=error.hint) from error
+            raise
         return running
 
     async def _early_end(self, key: str) -> GuesthouseError:
@@ -232,12 +236,13 @@ class QemuDriver:
             return LaunchFailed("The engine ended at once, and nobody can tell why.")
         return await launch_error(record)
 
-    async def _undo(self, key: str, spawned: Spawned, resources: Resources) -> None:
+    async def _undo(self, key: str, resources: Resources) -> None:
         """A failed start leaves nothing: no process, no record, no socket."""
         self._keeper.remove(key)
-        await self._end(spawned.pid, spawned.start_ticks)
-        if await self._keeper.written(key) is not None:
-            await self._keeper.forget(key)
+        try:
+            await self.end_stray(key)
+        except GuesthouseError as error:
+            log.warning("a failed start of %s may have left a process: %s", key, error)
         await asyncio.to_thread(remove_sockets, resources.runtime)
 
     async def _end(self, pid: int, start_ticks: int) -> None:

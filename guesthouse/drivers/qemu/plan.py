@@ -13,7 +13,7 @@ from guesthouse.drivers.base import NVRAM, DiskSource, Resources
 from guesthouse.errors import HostLacks, InvalidInput, NoMemory
 from guesthouse.guestos.seed import smbios_value
 from guesthouse.host.firmware import Ovmf
-from guesthouse.host.probe_qemu import KVM_DEVICE_FD, require_qemu
+from guesthouse.host.probe_qemu import KVM_DEVICE_FD, USER_NETWORK, require_qemu
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Firmware, Guest, GuestSpec, OnPanic
 from guesthouse.model.host import HostFacts, QemuBinary
@@ -112,6 +112,7 @@ def make_plan(
     spec = guest.spec
     qemu = require_qemu(facts)
     _check(spec, facts)
+    _check_nics(nics, qemu)
     accelerator, reason = _accelerator(spec, facts)
     kernel = _kernel(resources, accelerator)
     disks = tuple(_disk(source) for source in resources.disks if source.name != NVRAM)
@@ -154,6 +155,15 @@ def _check(spec: GuestSpec, facts: HostFacts) -> None:
             hint="Give it less memory.",
             wanted=spec.memory,
             total=facts.memory,
+        )
+
+
+def _check_nics(nics: Sequence[Attachment], qemu: QemuBinary) -> None:
+    if USER_NETWORK not in qemu.features and any(n.netdev.startswith("user,") for n in nics):
+        raise HostLacks(
+            f"{qemu.path} was built without user networking (libslirp).",
+            hint="Use a QEMU that has it, or a guest without network cards.",
+            capability="user-network",
         )
 
 

@@ -53,6 +53,7 @@ class QemuRunning:
         self._door: VncDoor | None = None
         self._fan = Fanout()
         self._end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._cleared = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._shutdown: str | None = None
 
@@ -68,12 +69,12 @@ class QemuRunning:
 
     def begin(self) -> None:
         """Watch, and open the door to the screen; the monitor may be connected later."""
+        if self._record.spec.display:
+            self._door = VncDoor(self._runtime / VNC_SOCKET, self._monitor)
         self._tasks = [
             asyncio.create_task(self._watch_process(), name=f"end of {self._key}"),
             asyncio.create_task(self._keep_session(), name=f"monitor of {self._key}"),
         ]
-        if self._record.spec.display:
-            self._door = VncDoor(self._runtime / VNC_SOCKET, self._monitor)
 
     # --- what can be asked ----------------------------------------------------------------------
 
@@ -109,8 +110,12 @@ class QemuRunning:
             await self._do("cont")
 
     async def kill(self) -> None:
+        if self._end.done():
+            return
         self._process.send_signal(signal.SIGKILL)
+        # Also of its sockets, so that the next incarnation may bind its own at once.
         await self._process.wait()
+        await self._cleared.wait()
 
     async def screenshot(self) -> bytes:
         if not self._record.spec.display:
@@ -201,6 +206,8 @@ class QemuRunning:
             self._fan.send(DriverEvent(kind, {"reason": reason, "reconnected": True}))
 
     async def _lives(self) -> bool:
+        if self._end.done():
+            return False
         try:
             await self._process.wait(_DYING_SECONDS)
         except DeadlineExceeded:
@@ -214,6 +221,10 @@ class QemuRunning:
         if self._session is not None:
             # What it said last is still on its way through the connection.
             await _within(self._session.closed.wait(), _DYING_SECONDS)
+        # First of all: whoever learns of the end may start the next incarnation.
+        await self._hang_up()
+        await asyncio.to_thread(remove_sockets, self._runtime)
+        self._cleared.set()
         record = await self._keeper.record(self._key)
         if record is not None:
             end = exits.explain(record, boot_id=self._record.boot_id)
@@ -221,8 +232,7 @@ class QemuRunning:
             end = exits.seen(self._shutdown)
         self._keeper.remove(self._key)
         self._end.set_result(end)
-        await self._hang_up()
-        remove_sockets(self._runtime)
+        self._process.close()
         self._fan.send(DriverEvent("exit", {"reason": end.reason, "message": end.message}))
 
     async def _hang_up(self) -> None:

@@ -157,19 +157,19 @@ class Rename(GuestOperation, Operation[RenameParams]):
         if guest.doc.name == params.name:
             return
         await ctx.step("rename")
-        renamed = msgspec.structs.replace(guest.doc, name=params.name)
         try:
-            revision = await self.rooms.documents.store.commit(
-                [
-                    guests.put_op(renamed, expect=guest.revision),
+            renamed = await guests.update(
+                params.guest,
+                lambda g: msgspec.structs.replace(g, name=params.name),
+                extra_ops=[
                     guests.claim_op(params.name, params.guest),
                     guests.release_op(guest.doc.name),
-                ]
+                ],
             )
         except RevisionConflict as conflict:
             raise name_taken(conflict, params.name, guests.name_key(params.name)) from None
-        await self.rooms.view.wait_for(revision)
-        await self.rooms.pool.write_copy("guests", renamed)
+        await self.rooms.view.wait_for(renamed.revision)
+        await self.rooms.pool.write_copy("guests", renamed.doc)
 
 
 class PublishParams(GuestParams, kw_only=True, frozen=True):
@@ -195,8 +195,8 @@ class PublishPort(GuestOperation, Operation[PublishParams]):
         await ctx.step("publish")
         port = await free_port(self.rooms, params.port)
         if live is not None:
-            port = await live.running.publish(0, port)
             ctx.undo(lambda: live.running.unpublish(0, port))
+            port = await live.running.publish(0, port)
         await change_ports(self.rooms, guest.id, add=port)
         return {"port": str(port)}
 

@@ -110,6 +110,7 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
     if not params.force:
         if (await live.running.state())[0] == "paused":
             await live.running.resume()  # a paused guest cannot hear that it shall power off
+        ctx.undo(lambda: _not_stopped(rooms, guest.id))
         await rooms.documents.guests.update(
             guest.id, lambda g: with_state(g, S.STOPPING, "user", "asked to power off")
         )
@@ -125,6 +126,17 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
         guest.id, lambda g: end_status(g, S.STOPPED, reason, f"stopped by the user: {how}")
     )
     return how
+
+
+async def _not_stopped(rooms: Rooms, guest_id: str) -> None:
+    """A stop was called off: the guest goes on, unless it obeyed meanwhile (see `Settle`)."""
+
+    def back(guest: Guest) -> Guest:
+        if guest.state is not S.STOPPING or rooms.live.get(guest_id) is None:
+            return guest
+        return with_state(guest, S.RUNNING, "user", "its stop was called off")
+
+    await rooms.documents.guests.update(guest_id, back)
 
 
 async def _ask(ctx: JobContext, rooms: Rooms, guest: Guest, timeout: float) -> str:

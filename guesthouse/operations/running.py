@@ -84,12 +84,13 @@ async def launch_guest(
         if guest.launch and guest.launch.incarnation == incarnation and guest.status.pid:
             return guest  # the attempt before got this far; the supervisor took it up
         await end_unrecorded(rooms, guest, incarnation)
-    guest = (await rooms.documents.guests.update(guest.id, starting)).doc
 
     async def undo() -> None:
         await rooms.documents.guests.update(guest.id, lambda g: _not_started(g, incarnation))
 
+    # Registered first: a cancellation may come while the write below is already durable.
     ctx.undo(undo)
+    guest = (await rooms.documents.guests.update(guest.id, starting)).doc
     await check_ports(rooms, guest)
     check_memory(guest, rooms.facts())
     ctx.progress(None, "starting its process")

@@ -105,6 +105,9 @@ class Store(Protocol):
     async def commit(self, ops: Sequence[Op]) -> int:
         """All or nothing, durable when it returns. Answers the new revision.
 
+        Cancelling the call never leaves it open: `CancelledError` comes once the transaction has
+        happened or never will, so that what the caller does next reads the truth.
+
         A transaction of `Check`s alone answers the present revision and writes nothing.
 
         :raise RevisionConflict: an expectation failed; `detail["key"]` and `detail["revision"]`

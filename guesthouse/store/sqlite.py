@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -202,7 +202,11 @@ class SqliteStore:
         return await self._loop.run_in_executor(self._read_thread, work, self._database.reader)
 
     async def _write(self, work: Work) -> Applied:
-        """Queue a transaction. When the caller is cancelled, one that was begun still happens."""
+        """Queue a transaction.
+
+        A caller that is cancelled learns of it once it is settled whether the transaction happens:
+        what it does next (an undo) must not be overtaken by its own write.
+        """
         self._check_open()
         if self._read_only:
             raise refusal(self._read_only)
@@ -210,7 +214,18 @@ class SqliteStore:
         self._waiting.append((work, future))
         if self._batch is None:
             self._batch = self._loop.create_task(self._write_waiting())
-        return await future
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if (work, future) in self._waiting:
+                self._waiting.remove((work, future))
+                future.cancel()
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()  # nobody else will look at it
+            raise
 
     async def _write_waiting(self) -> None:
         writer = self._database.writer

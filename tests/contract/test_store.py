@@ -365,3 +365,17 @@ async def test_a_lease_goes_on_after_a_restart(factory: StoreFactory, tmp_path: 
         assert await again.get("long") is not None
     finally:
         await again.close()
+
+
+async def test_a_cancelled_commit_is_settled_when_its_caller_learns(store: Store) -> None:
+    """Else an undo would be overtaken by the very write that it undoes."""
+    for turn in range(60):
+        key = f"turn/{turn}"
+        commit = asyncio.create_task(store.commit([Put(key, b"x" * 1000)]))
+        for _ in range(turn % 6):
+            await asyncio.sleep(0)
+        commit.cancel()
+        await asyncio.gather(commit, return_exceptions=True)
+        first = await store.get(key)
+        await asyncio.sleep(0.002)
+        assert await store.get(key) == first

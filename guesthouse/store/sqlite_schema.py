@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -117,8 +118,9 @@ def _lock(path: Path) -> int:
             hint="Another daemon runs on this state folder: guest daemon status",
             path=str(path),
         ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    with contextlib.suppress(OSError):  # only a note for people; a full disk may refuse it
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     return lock
 
 

@@ -6,7 +6,7 @@ import re
 
 from guesthouse.errors import InvalidInput
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE | re.ASCII)
 _FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _LARGEST = 1 << 60
 
@@ -55,7 +55,7 @@ def parse_share(text: str, *, field: str = "share") -> float:
     """
     stripped = text.strip()
     body, factor = (stripped[:-1], 0.01) if stripped.endswith("%") else (stripped, 1.0)
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", body):
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", body, re.ASCII):
         raise InvalidInput(
             f"{text!r} is not a share.",
             hint="Write a percentage (50%) or a fraction (0.5).",

@@ -1,5 +1,7 @@
 """Names that people give to objects."""
 
+# ruff: noqa: SIM905  (lists of words read better as text than as a word a line)
+
 from __future__ import annotations
 
 import re
@@ -48,21 +50,21 @@ def check_image_name(name: str, *, field: str = "image") -> str:
     return name
 
 
-_MOODS = (  # one text, because a word a line would be a page
+_MOODS = (
     "amber bold brave bright calm clear cosy crisp dear deft eager early fair fond free "
     "fresh gentle glad golden good grand green happy hearty honest jolly keen kind late "
     "light lively lucky mellow merry mild neat noble open patient plain proud quick quiet "
     "ready rosy royal sage silver sleek snug soft spry steady still sunny swift tidy trim "
     "true warm wise witty young"
-).split()  # noqa: SIM905
-_GUESTS = (  # one text, because a word a line would be a page
+).split()
+_GUESTS = (
     "aunt baker bard botanist captain cartographer cellist cook courier cousin dancer "
     "diarist diver drummer falconer farmer ferrier fiddler florist gardener glazier "
     "harpist herald hiker joiner juggler keeper lodger mariner mason miller minstrel "
     "neighbour nephew niece novelist oarsman painter pianist pilgrim pilot poet potter "
     "printer ranger roamer rower sailor scholar scribe singer smith tailor tinker "
     "traveller uncle visitor wanderer weaver wright"
-).split()  # noqa: SIM905
+).split()
 
 
 def pleasant_name(taken: Container[str]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -18,6 +18,9 @@ WINDOW = 1 << 20
 
 WRITE_BUFFER = 256 << 10
 """Bytes of input on their way at which a writer waits."""
+
+_GREETING = b"SSH-2.0-"
+"""RFC 4253, section 4.2."""
 
 KEEPALIVE = 20.0
 KEEPALIVE_COUNT = 6
@@ -57,33 +60,88 @@ async def open_connection(
             on_lost(self.connection)
 
     async with asyncio.timeout(timeout):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, str(path))
-            return await asyncssh.connect(
-                sock=sock,
-                client_factory=Client,
-                username=user,
-                client_keys=[asyncssh.import_private_key(private_key)],
-                # The socket is the house's own and leads into this guest alone; its host key is
-                # new at every first boot, so that there is nothing to compare it with.
-                known_hosts=None,
-                config=None,
-                agent_path=None,
-                preferred_auth="publickey",
-                compression_algs=None,
-                encryption_algs=list(CIPHERS),
-                kex_algs=KEY_EXCHANGES,
-                keepalive_interval=KEEPALIVE,
-                keepalive_count_max=KEEPALIVE_COUNT,
-                # Our own deadline is the one that counts: an emulated guest takes its time.
-                login_timeout=0,
-                connect_timeout=None,
-            )
-        except BaseException:
-            sock.close()
-            raise
+        return await asyncssh.connect(
+            "guest",  # a name for logs; the port is the way
+            tunnel=_Port(path),
+            client_factory=Client,
+            username=user,
+            client_keys=[asyncssh.import_private_key(private_key)],
+            # The socket is the house's own and leads into this guest alone; its host key is new at
+            # every first boot, so that there is nothing to compare it with.
+            known_hosts=None,
+            config=None,
+            agent_path=None,
+            preferred_auth="publickey",
+            compression_algs=None,
+            encryption_algs=list(CIPHERS),
+            kex_algs=KEY_EXCHANGES,
+            keepalive_interval=KEEPALIVE,
+            keepalive_count_max=KEEPALIVE_COUNT,
+            # Our own deadline is the one that counts: an emulated guest takes its time.
+            login_timeout=0,
+            connect_timeout=None,
+        )
+
+
+class _Port:
+    """The way in, in the shape that asyncssh wants."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def create_connection(
+        self, session_factory: Callable[[], Any], remote_host: str, remote_port: int
+    ) -> tuple[Any, Any]:
+        transport, reader = await asyncio.get_running_loop().create_unix_connection(
+            lambda: _AfterRemains(session_factory()), str(self._path)
+        )
+        return transport, reader.connection
+
+    def close(self) -> None:
+        """Nothing is held beside the connection."""
+
+    async def wait_closed(self) -> None:
+        """Nothing is held beside the connection."""
+
+
+class _AfterRemains(asyncio.Protocol):
+    """Drops what comes before sshd's first words.
+
+    The port keeps no borders between connections: the end of an earlier one, encrypted, may come
+    first, and asyncssh would take it and the first words for one line and wait for ever.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._held: bytes | None = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.connection.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._held is None:
+            self.connection.data_received(data)
+            return
+        self._held += data
+        begin = self._held.find(_GREETING)
+        if begin < 0:
+            self._held = self._held[1 - len(_GREETING) :]
+            return
+        data, self._held = self._held[begin:], None
+        self.connection.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        self.connection.eof_received()
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.connection.resume_writing()
 
 
 class Session(asyncssh.SSHClientSession[bytes]):

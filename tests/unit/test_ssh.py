@@ -286,6 +286,36 @@ async def test_a_first_attempt_spoilt_by_remains_is_repeated(tmp_path: Path) -> 
         await guest.close()
 
 
+@pytest.mark.parametrize("piece", [1, 7, 65536])
+async def test_remains_glued_to_the_greeting_are_dropped(house: SshHouse, piece: int) -> None:
+    """As after a stream that was cut off: the port delivers its end to the next client."""
+    remains = b"\x93\x00\xffS SSH-2.SSH-1.0" + os.urandom(300).replace(b"S", b"\n") + b"SSH"
+    front = house.socket.with_name("front")
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind = await asyncio.open_unix_connection(house.socket)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+            target.close()
+
+        first = remains + await behind_reader.readline()
+        for start in range(0, len(first), piece):
+            writer.write(first[start : start + piece])
+            await writer.drain()
+            await asyncio.sleep(0)
+        await asyncio.gather(pump(behind_reader, writer), pump(reader, behind))
+
+    server = await asyncio.start_unix_server(relay, front)
+    guest = GuestSsh(front, house.private_key)
+    assert (await guest.run(["echo", "ok"], timeout=20))[1] == b"ok\n"
+    assert len(house.connections) == 1
+    await guest.close()
+    server.close()
+
+
 async def test_nobody_there(tmp_path: Path) -> None:
     guest = GuestSsh(tmp_path / "none", SshHouse(tmp_path).private_key)
     with pytest.raises(AgentUnavailable, match="not there"):

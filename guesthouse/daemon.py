@@ -151,7 +151,7 @@ async def run(folders: Folders, say: SayReady, observer: Observer | None = None)
                 ended = await reattach(rooms, supervisor)
                 await jobs.recover()
                 for guest_id, incarnation, end in ended:
-                    await supervisor.settle(guest_id, incarnation, end)
+                    supervisor.settle_soon(guest_id, incarnation, end)
                 await settle_idle(rooms)
             server = ApiServer(house, bind(folders.socket))
             await server.start()

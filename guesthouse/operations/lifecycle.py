@@ -288,7 +288,10 @@ class Settle(GuestOperation, Operation[SettleParams]):
         return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: SettleParams) -> None:
-        guest = await self.rooms.guest(params.guest)
+        found = await self.rooms.documents.guests.get(params.guest)
+        if found is None:
+            return  # it was removed meanwhile, process and all
+        guest = found.doc
         again = ctx.has_step("launch")
         current = guest.launch is not None and guest.launch.incarnation == params.incarnation
         if not again and (not current or guest.state not in LIVE):

@@ -99,10 +99,18 @@ class Supervisor:
 
         await self.rooms.documents.guests.update(guest_id, synced)
 
+    def settle_soon(self, guest_id: str, incarnation: int, end: Exit) -> None:
+        """As `settle`, without waiting for the jobs that hold the guest."""
+        self._spawn(self.settle(guest_id, incarnation, end), f"settle {guest_id}")
+
     async def settle(self, guest_id: str, incarnation: int, end: Exit) -> None:
-        """Have an end recorded by a job, after whatever holds the guest now."""
+        """Have an end recorded by a job, unless whoever holds the guest now records it."""
+        await self._unlocked(guest_id)
+        await self.rooms.view.wait_for(self.rooms.documents.store.revision)
         guest = self.rooms.view.guests.get(guest_id)
-        if guest is None:
+        if guest is None or guest.status.pid is None or guest.launch is None:
+            return
+        if guest.launch.incarnation != incarnation:
             return
         await self.jobs.submit(
             "guest.settle",

@@ -12,6 +12,7 @@ import io
 import re
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,6 +86,9 @@ async def _bootstrap(
         doing="installing the packages",
         on_line=_follow_apt(progress),
     )
+    # Empty, the file is filled at the first start and kept; other contents make that start slow.
+    machine_id = place.work / "tree" / "etc" / "machine-id"
+    await run.run([*as_root, "truncate", "-s", "0", str(machine_id)], doing="clearing identities")
 
 
 def _write_hooks(work: Path) -> tuple[Path, Path, Path]:
@@ -111,6 +115,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info.size = len(content)
     info.mode = _SECRET_MODES.get(name, 0o755 if content.startswith(b"#!") else 0o644)
     info.uname = info.gname = "root"
+    info.mtime = int(time.time())
     tar.addfile(info, io.BytesIO(content))
 
 

@@ -26,6 +26,11 @@ _ESP_LABEL = "ESP"
 _ESP_BYTES = 64 * MIB
 _COPY_BYTES = MIB
 
+# The boot code that mformat leaves in the first sector (and its copy in the seventh) looks like a
+# partition table to grub-probe, which then complains at each update-grub.
+_FAT_BOOT_SECTORS = (0, 6)
+_MBR_TABLE, _MBR_TABLE_BYTES = 446, 64
+
 # Named one by one: the defaults of newer mke2fs include what GRUB of Debian 12 cannot read.
 _EXT4 = (
     "none", "has_journal", "ext_attr", "resize_inode", "dir_index", "filetype", "extent", "64bit",
@@ -115,6 +120,10 @@ async def _make_esp(image: Path, loader: Loader, run: ToolRunner) -> None:
         ["mcopy", "-i", str(image), str(config), f"{folder}/grub.cfg"],
     ):
         await run.run(argv, doing="writing the EFI system partition")
+    with image.open("r+b") as file:
+        for sector in _FAT_BOOT_SECTORS:
+            file.seek(sector * gpt.SECTOR + _MBR_TABLE)
+            file.write(bytes(_MBR_TABLE_BYTES))
 
 
 def _place_boot(

@@ -95,7 +95,11 @@ class Store(Protocol):
         ...
 
     async def get(self, key: str, *, at_least: int = 0) -> Entry | None:
-        """:param at_least: do not answer from a state older than this revision."""
+        """The entry, or None.
+
+        :param at_least: do not answer from a state older than this revision.
+        :raise Unavailable: the store has not got that far. :raise CorruptStore: it is damaged.
+        """
         ...
 
     async def list(self, prefix: str, *, at_least: int = 0) -> Listing:

@@ -106,6 +106,8 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         stack.push_async_callback(store.close)
         view = await View.open(store)
         stack.push_async_callback(view.close)
+        if view.newer:  # a document of a newer Guesthouse: this one only looks
+            store.refuse_writes(view.newer)
         keeper = KeeperLink(folders.keeper_socket, folders.keeper_state)
         stack.push_async_callback(keeper.close)
         facts, pool, _ = await asyncio.gather(

@@ -173,7 +173,10 @@ class House:
             holder = self.jobs.holder(GUESTS.key(guest.id))
             if holder is not None:
                 await self.jobs.interrupt(holder, f"interrupted by 'stop --force' of {guest.name}")
-        return await self._submit("guest.stop", StopParams, guest.id, request, requester)
+        params = StopParams(guest=guest.id, force=request.force, timeout=request.timeout)
+        return await self._submit_params(
+            "guest.stop", params, guest, requester, urgent=request.force
+        )
 
     async def restart(self, ref: str, request: RestartRequest, requester: str) -> Job:
         return await self._submit("guest.restart", RestartParams, ref, request, requester)
@@ -250,13 +253,16 @@ class House:
             fields["accelerator"] = str(fields["accelerator"])
         return await self._submit_params(kind, params(guest=guest.id, **fields), guest, requester)
 
-    async def _submit_params(self, kind: str, params: Noun, guest: Guest, requester: str) -> Job:
+    async def _submit_params(
+        self, kind: str, params: Noun, guest: Guest, requester: str, *, urgent: bool = False
+    ) -> Job:
         return await self.jobs.submit(
             kind,
             params,
             target=GUESTS.key(guest.id),
             target_name=guest.name,
             requester=requester,
+            urgent=urgent,
         )
 
     # --- Streams and channels ----------------------------------------------------------------

@@ -6,6 +6,7 @@ not import them all; a test compares them with the commands' own.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,7 +19,7 @@ from click.shell_completion import shell_complete
 from guesthouse import __version__
 from guesthouse.cli import output
 from guesthouse.cli.command import write_examples
-from guesthouse.errors import GuesthouseError, Internal, InvalidInput
+from guesthouse.errors import GuesthouseError, Internal, InvalidInput, Shortage
 
 COMPLETE = "_GUEST_COMPLETE"
 """The variable by which a shell's completion script asks us, click's way."""
@@ -160,10 +161,19 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        # Python would complain again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return PIPE_CLOSED
+        code = PIPE_CLOSED
+    except OSError as error:
+        output.error(
+            Shortage(
+                f"The result cannot be written: {error.strerror}.",
+                hint="Look at where standard output leads.",
+            )
+        )
+        code = Shortage.exit_code
+    # Python would complain again when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code
 
 
@@ -184,6 +194,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            raise
         if os.environ.get("GUESTHOUSE_DEBUG"):
             raise
         problem, code = _explained(error)

@@ -14,11 +14,23 @@ import sys
 def main() -> int:
     """Run `guest` with the arguments of the process; returns its exit code."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["ls"] and "_GUEST_COMPLETE" not in os.environ:
-        from guesthouse.cli.fast import list_guests
+    if short(arguments):
+        # Everything is written. Taking the interpreter apart would cost a fifth of the whole time.
+        os._exit(0)
+    return full(arguments)
 
-        if list_guests(arguments[1:]):
-            return 0
+
+def short(arguments: list[str]) -> bool:
+    """Do it the short way if there is one; whether it is done."""
+    if arguments[:1] != ["ls"] or "_GUEST_COMPLETE" in os.environ:
+        return False
+    from guesthouse.cli.fast import list_guests
+
+    return list_guests(arguments[1:])
+
+
+def full(arguments: list[str]) -> int:
+    """The exit code of the full program."""
     from guesthouse.cli.app import run
 
     return run(arguments)

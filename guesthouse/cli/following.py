@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import click
 from guesthouse.cli import output
 from guesthouse.cli.bars import Bars, Display, Lines
 from guesthouse.cli.session import reconnect
+from guesthouse.cli.terminal import handling
 from guesthouse.client.follow import Event, follow, outcome
 from guesthouse.client.house import House
 from guesthouse.errors import GuesthouseError, Internal
@@ -22,6 +24,8 @@ BAR_AFTER = 0.4
 """Seconds that a job may take before it gets a bar; shorter ones would only flicker."""
 
 INTERRUPTED = 130
+NOBODY = -1
+"""In the place of a job, for events that are the user's."""
 
 
 class Wish(NamedTuple):
@@ -78,7 +82,7 @@ class _Watch:
         self._ends: list[Job | GuesthouseError | None] = [
             job if job.ended else None for job in self._jobs
         ]
-        self._events: queue.SimpleQueue[tuple[int, Event | Exception]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[int, Event | Exception | None]] = queue.SimpleQueue()
         self._display: Display | None = None
         self._last: dict[int, JobProgress] = {}
         self._interrupted = False
@@ -88,12 +92,12 @@ class _Watch:
         for at, job in enumerate(self._jobs):
             if self._ends[at] is None:
                 threading.Thread(target=self._pump, args=(at, job), daemon=True).start()
+        # As an event among events: an exception could strike anywhere, also while the first one is
+        # being answered.
         try:
-            while any(end is None for end in self._ends):
-                try:
+            with handling({signal.SIGINT: lambda: self._events.put((NOBODY, None))}):
+                while any(end is None for end in self._ends):
                     self._take(*self._next())
-                except KeyboardInterrupt:
-                    self._interrupt()
         finally:
             if self._display is not None:
                 self._display.close()
@@ -107,7 +111,7 @@ class _Watch:
         except Exception as error:  # handed to the main thread, which judges it
             self._events.put((at, error))
 
-    def _next(self) -> tuple[int, Event | Exception]:
+    def _next(self) -> tuple[int, Event | Exception | None]:
         if self._display is None:
             try:
                 return self._events.get(timeout=BAR_AFTER)
@@ -117,8 +121,10 @@ class _Watch:
                     self._display.progress(at, tick)
         return self._events.get()
 
-    def _take(self, at: int, event: Event | Exception) -> None:
-        if isinstance(event, JobProgress):
+    def _take(self, at: int, event: Event | Exception | None) -> None:
+        if event is None:
+            self._interrupt()
+        elif isinstance(event, JobProgress):
             self._last[at] = event
             if self._display is not None:
                 self._display.progress(at, event)
@@ -148,18 +154,18 @@ class _Watch:
         self._interrupted = True
         for at in left:
             job = self._jobs[at]
-            if not job.may_cancel:
-                output.note(
-                    f"{self._labels[at]}: {job.kind} cannot be cancelled; it goes on "
-                    "(Ctrl-C again leaves it to itself)"
-                )
-                continue
-            try:
-                self._house.cancel(job.id)
-            except GuesthouseError as error:
-                output.error(error, about=self._labels[at])
-            else:
-                output.note(
-                    f"{self._labels[at]}: cancelling {job.kind} and undoing what it did "
-                    "(Ctrl-C again leaves it to itself)"
-                )
+            what = (
+                f"cancelling {job.kind} and undoing what it did"
+                if job.may_cancel
+                else f"{job.kind} cannot be cancelled; it goes on"
+            )
+            output.note(f"{self._labels[at]}: {what} (Ctrl-C again leaves it to itself)")
+            if job.may_cancel:
+                # In a thread: a daemon that hangs must not keep the second Ctrl-C waiting.
+                threading.Thread(target=self._cancel, args=(at, job.id), daemon=True).start()
+
+    def _cancel(self, at: int, job: str) -> None:
+        try:
+            House(self._house.transport).cancel(job)
+        except GuesthouseError as error:
+            output.error(error, about=self._labels[at])

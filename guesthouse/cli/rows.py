@@ -13,7 +13,7 @@ HEADERS = ["NAME", "STATE", "CPUS", "MEMORY", "IMAGE", "ADDRESS", "PORTS", "SINC
 DROP = ("SINCE", "CPUS", "PORTS", "MEMORY", "IMAGE", "ADDRESS")
 """Columns that go first on a narrow terminal."""
 
-_EXPECTED = {"", "user", "guest-shutdown"}
+_EXPECTED = {"", "user", "created", "guest-shutdown"}
 """Reasons that need no mention beside the state."""
 
 

@@ -63,6 +63,11 @@ class WebSocket:
         :raise DaemonUnreachable: the connection broke, or the daemon closed it for a reason.
         """
         while not self._inbox:
+            if self._protocol.close_rcvd is not None:
+                # Not until the end of the connection: a daemon that closes it with something of
+                # ours unread resets it (unix(7) has no lingering).
+                self._check_end()
+                return None
             try:
                 data = self._reader.read1(_RECEIVE)
             except (OSError, ValueError) as error:  # ValueError: closed by another thread

@@ -31,18 +31,14 @@ class Said(NamedTuple):
 
 
 class Room:
-    def __init__(
-        self, house: FakeHouse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
+    def __init__(self, house: FakeHouse, capfd: pytest.CaptureFixture[str]) -> None:
         self.house = house
-        self._monkeypatch = monkeypatch
         self._capfd = capfd
 
     def __call__(self, *arguments: str) -> Said:
         """Run `guest` in this process."""
-        self._monkeypatch.setattr(sys, "argv", ["guest", *arguments])
         self._capfd.readouterr()
-        code = entry.main()
+        code = 0 if entry.short([*arguments]) else entry.full([*arguments])
         return Said(code, *self._capfd.readouterr())
 
     def json(self, *arguments: str) -> Any:
@@ -78,4 +74,4 @@ def make_room(
         for name in [name for name in os.environ if name.startswith("GUESTHOUSE_")]:
             if name != "GUESTHOUSE_SOCKET":
                 monkeypatch.delenv(name)
-        yield Room(house, monkeypatch, capfd)
+        yield Room(house, capfd)

@@ -11,10 +11,11 @@ import click
 import pytest
 
 from guesthouse import __version__
-from guesthouse.cli.app import COMMANDS, ELSEWHERE, app
+from guesthouse.cli.app import COMMANDS, ELSEWHERE, INTERRUPTED, PIPE_CLOSED, app
 from guesthouse.cli.command import Command
+from guesthouse.cli.execute import OUR_FAILURE
 from guesthouse.cli.family import Family
-from guesthouse.errors import InUse, NoMemory
+from guesthouse.errors import InUse, NoMemory, all_errors
 
 from .cli_room import Room, make_room
 
@@ -185,8 +186,30 @@ def test_a_closed_pipe_is_no_defect(guest: Room) -> None:
     assert said == b""
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "--json"], ["info", "web"], ["--help"]])
+def test_a_full_disk_is_said(guest: Room, arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = guest.process(*arguments, stdout=full)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 8
+    assert err.count(b"cannot be written") == 1
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["info", "web"]])
+def test_the_process_itself_says_all_and_leaves_well(guest: Room, arguments: list[str]) -> None:
+    process = guest.process(*arguments)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, b"")
+    assert b"web" in out
+
+
 def _imported(*arguments: str, env: dict[str, str]) -> set[str]:
-    code = "import sys; from guesthouse.cli.entry import main; main(); print(*sys.modules)"
+    code = (
+        "import sys; from guesthouse.cli import entry; arguments = sys.argv[1:];"
+        "entry.short(arguments) or entry.full(arguments); print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, *arguments], env=env, capture_output=True, check=True
     )
@@ -206,3 +229,11 @@ def test_a_command_imports_its_own_module_only(guest: Room) -> None:
     modules = _imported("info", "web", env={"GUESTHOUSE_SOCKET": str(guest.house.path)})
     assert "guesthouse.cli.info" in modules
     assert not modules & {"guesthouse.cli.copy", "guesthouse.cli.execute", "rich", "websockets"}
+
+
+def test_the_page_of_exit_codes_tells_the_truth() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md"
+    rows = [line.split("|")[1].strip() for line in page.read_text().splitlines() if "|" in line]
+    written = {int(row) for row in rows if row.isdigit()}
+    assert {kind.exit_code for kind in all_errors().values()} <= written
+    assert {0, INTERRUPTED, PIPE_CLOSED, OUR_FAILURE} <= written

@@ -18,15 +18,12 @@ from click.shell_completion import shell_complete
 
 from guesthouse import __version__
 from guesthouse.cli import output
+from guesthouse.cli.codes import INTERRUPTED, PIPE_CLOSED
 from guesthouse.cli.command import write_examples
 from guesthouse.errors import GuesthouseError, Internal, InvalidInput, Shortage
 
 COMPLETE = "_GUEST_COMPLETE"
 """The variable by which a shell's completion script asks us, click's way."""
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
-PIPE_CLOSED = 141
-"""128 + SIGPIPE."""
 
 
 class Place(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from guesthouse.cli import output
+from guesthouse.cli.codes import INTERRUPTED, OUR_FAILURE, PIPE_CLOSED
 from guesthouse.cli.command import command, complete_guests, guest_argument, positive
 from guesthouse.cli.session import open_house
 from guesthouse.cli.terminal import Input, handling, raw, size
@@ -22,9 +23,6 @@ from guesthouse.client.streams import PIECE, STDERR, STDOUT, Command, open_comma
 from guesthouse.errors import DaemonUnreachable, GuesthouseError, InvalidInput
 from guesthouse.model.reports import ExecRequest, Exit, Tty
 
-OUR_FAILURE = 255
-"""Exit code when the command did not run to its end for a reason of ours, as ssh has it."""
-PIPE_CLOSED = 141
 IMPATIENT = 3
 """Ctrl-C so often within two seconds leaves a command that ignores it."""
 
@@ -159,7 +157,7 @@ class _Session:
                 return self._receive()
             except GuesthouseError:
                 if self._given_up:
-                    return 128 + signal.SIGINT
+                    return INTERRUPTED
                 raise
             finally:
                 self._controls.put(None)

@@ -13,6 +13,7 @@ import click
 
 from guesthouse.cli import output
 from guesthouse.cli.bars import Bars, Display, Lines
+from guesthouse.cli.codes import INTERRUPTED
 from guesthouse.cli.session import reconnect
 from guesthouse.cli.terminal import handling
 from guesthouse.client.follow import Event, follow, outcome
@@ -23,7 +24,6 @@ from guesthouse.model.job import Job, JobProgress
 BAR_AFTER = 0.4
 """Seconds that a job may take before it gets a bar; shorter ones would only flicker."""
 
-INTERRUPTED = 130
 NOBODY = -1
 """In the place of a job, for events that are the user's."""
 

@@ -11,9 +11,9 @@ import click
 import pytest
 
 from guesthouse import __version__
-from guesthouse.cli.app import COMMANDS, ELSEWHERE, INTERRUPTED, PIPE_CLOSED, app
+from guesthouse.cli.app import COMMANDS, ELSEWHERE, app
+from guesthouse.cli.codes import INTERRUPTED, OUR_FAILURE, PIPE_CLOSED
 from guesthouse.cli.command import Command
-from guesthouse.cli.execute import OUR_FAILURE
 from guesthouse.cli.family import Family
 from guesthouse.errors import InUse, NoMemory, all_errors
 

@@ -155,7 +155,7 @@ class _Watch:
         for at in left:
             job = self._jobs[at]
             what = (
-                f"cancelling {job.kind} and undoing what it did"
+                f"cancelling {job.kind}"
                 if job.may_cancel
                 else f"{job.kind} cannot be cancelled; it goes on"
             )

@@ -186,8 +186,8 @@ class RemoteProcess:
         self._drop_output()
         for name in ("TERM", "KILL"):
             try:
+                await self._send_signal(name, self.pid)
                 async with asyncio.timeout(GRACE):
-                    await self._send_signal(name, self.pid)
                     await self._exited.wait()
                 return
             except TimeoutError:

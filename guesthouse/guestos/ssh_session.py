@@ -27,7 +27,9 @@ KEEPALIVE_COUNT = 6
 """Two minutes without an answer: a guest that hangs. The end of its process closes the socket, so
 this need not be quick, and must outlast a snapshot or a starved emulated guest."""
 
-# Measured in emulated guests: see docs/design/guest-channel.md.
+# Fastest first in guests without AES instructions (qemu64 under TCG), MiB/s through `cat` and back:
+# dropbear 2022.83 (micro): chacha20 10, aes128-ctr 6, no GCM; OpenSSH 9.2 (Debian 12, a busy host):
+# chacha20 3.4, aes128-gcm 3.4, aes128-ctr 2.6.
 CIPHERS = (
     "chacha20-poly1305@openssh.com",
     "aes128-gcm@openssh.com",

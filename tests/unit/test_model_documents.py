@@ -251,8 +251,9 @@ def test_every_error_has_its_own_code_and_is_in_the_tree() -> None:
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.GuesthouseError)
     ]
-    found = errors.all_errors()
-    assert set(found.values()) == set(classes)
+    # Rooms may refine an error for themselves; what crosses the API is in the tree.
+    found = {kind for kind in errors.all_errors().values() if kind.__module__ == errors.__name__}
+    assert found == set(classes)
     assert len({kind.code for kind in classes}) == len(classes)
     tree = errors.__doc__ or ""
     for kind in classes:

@@ -72,6 +72,8 @@ class Supervisor:
         await self.settle(guest_id, live.incarnation, end)
 
     async def _heed(self, guest_id: str, live: LiveGuest, event: DriverEvent) -> None:
+        if event.kind == "reset" and live.ssh is not None:
+            live.ssh.drop()  # its sessions are gone; nobody inside will say so
         if event.kind in {"paused", "resumed", "io-error", "panic", "watchdog"}:
             await self._unlocked(guest_id)
             await self.sync_state(guest_id, live)
@@ -98,6 +100,21 @@ class Supervisor:
             return with_state(guest, then, reason, message)
 
         await self.rooms.documents.guests.update(guest_id, synced)
+
+    def thaw_soon(self, guest: Guest, live: LiveGuest) -> None:
+        """A daemon that died may have left the guest's file systems frozen."""
+        if "agent" in guest.status.ready:
+            self._spawn(self._thaw(guest, live), f"thaw {guest.name}")
+
+    async def _thaw(self, guest: Guest, live: LiveGuest) -> None:
+        try:
+            if await live.agent.is_frozen():
+                log.warning("guest %s was left frozen; thawing it", guest.name)
+                await live.agent.thaw()
+        except GuesthouseError as error:
+            log.info(
+                "guest %s: its agent does not tell whether it is frozen: %s", guest.name, error
+            )
 
     def settle_soon(self, guest_id: str, incarnation: int, end: Exit) -> None:
         """As `settle`, without waiting for the jobs that hold the guest."""

@@ -53,6 +53,7 @@ async def _reattach(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> Ended
     if isinstance(found, Exit):
         return Ended(guest.id, guest.launch.incarnation, found)
     live = take_up(rooms, guest, found)
+    supervisor.thaw_soon(guest, live)
     await supervisor.sync_state(guest.id, live)
     return None
 

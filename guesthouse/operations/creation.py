@@ -14,9 +14,7 @@ from guesthouse.errors import InvalidInput, NameTaken, RevisionConflict, Unknown
 from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
 from guesthouse.jobs.context import JobContext
-from guesthouse.jobs.registry import Operation
 from guesthouse.model.device import Disk, Nic, Publish, new_mac
-from guesthouse.model.document import Noun
 from guesthouse.model.guest import (
     BootPath,
     Firmware,
@@ -31,8 +29,8 @@ from guesthouse.model.image import Image
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume
-from guesthouse.operations.deletion import number_key, remove_guest
-from guesthouse.operations.lifecycle import GuestOperation, wait_ready
+from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
+from guesthouse.operations.lifecycle import GuestOperation, GuestParams, wait_ready
 from guesthouse.operations.nvram import create_nvram
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
@@ -45,10 +43,9 @@ ROOMY, SMALL = 1 << 30, 256 << 20
 """Bytes of memory for a guest whose launch names none: for an image with a disk, and without."""
 
 
-class LaunchParams(Noun, kw_only=True, frozen=True):
+class LaunchParams(GuestParams, kw_only=True, frozen=True):
     """As `reports.LaunchRequest`, with the id and the name already settled."""
 
-    guest: str
     name: str
     image: str
     cpus: int
@@ -67,7 +64,7 @@ class LaunchParams(Noun, kw_only=True, frozen=True):
     on_panic: OnPanic = OnPanic.STOP
 
 
-class Launch(GuestOperation, Operation[LaunchParams]):
+class Launch(GuestOperation[LaunchParams]):
     """Image (built when missing), disk, document, process, readiness.
 
     A launch that fails before the guest runs leaves nothing. One that runs but does not become
@@ -76,9 +73,6 @@ class Launch(GuestOperation, Operation[LaunchParams]):
 
     kind = "guest.launch"
     Params = LaunchParams
-
-    def locks(self, params: LaunchParams) -> tuple[str, ...]:
-        return (self.rooms.documents.guests.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: LaunchParams) -> dict[str, str]:
         image = await self._image(ctx, params)
@@ -121,6 +115,7 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
 
     ctx.undo(undo)
     if existing is not None:
+        await _keep_copies(rooms, existing.doc)
         return existing.doc
     ports = tuple([await free_port(rooms, port) for port in params.publish])
     params = msgspec.structs.replace(params, publish=ports)
@@ -135,10 +130,16 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
         volumes[NVRAM] = await create_nvram(rooms, ids["nvram"], params.name)
     guest = _document(rooms, params, image, ids, volumes)
     guest = await _commit(rooms, guest, image, volumes.values())
-    await rooms.pool.write_copy("guests", guest)
-    for made in volumes.values():
-        await rooms.pool.write_copy("volumes", made)
+    await _keep_copies(rooms, guest)
     return guest
+
+
+async def _keep_copies(rooms: Rooms, guest: Guest) -> None:
+    """Of its documents, beside the layers: an attempt that was interrupted may have made none."""
+    await rooms.pool.write_copy("guests", guest)
+    for disk in guest.spec.disks:
+        volume = (await rooms.documents.volumes.require(disk.volume)).doc
+        await rooms.pool.write_copy("volumes", volume)
 
 
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
@@ -149,7 +150,7 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Vo
     documents = rooms.documents
     image_revision = (await documents.images.require(image.id)).revision
     while True:
-        number = free_number(rooms)
+        number = await free_number(rooms)
         guest = msgspec.structs.replace(guest, number=number)
         ops: list[Op] = [
             documents.guests.put_op(guest, expect=ABSENT),
@@ -163,7 +164,6 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Vo
             return guest
         except RevisionConflict as conflict:
             if conflict.detail.get("key") == number_key(number):
-                await rooms.view.wait_for(documents.store.revision)
                 continue
             name_key = documents.guests.name_key(guest.name)
             raise name_taken(conflict, guest.name, name_key) from None
@@ -258,7 +258,11 @@ def _boot(image: Image, firmware: Firmware) -> BootPath:
     return BootPath.FIRST_KERNEL if image.volume else BootPath.KERNEL
 
 
-def free_number(rooms: Rooms) -> int:
-    """The smallest number that no guest has: it indexes the guests' uids."""
-    taken = {guest.number for guest in rooms.view.guests.values()}
+async def free_number(rooms: Rooms) -> int:
+    """The smallest number that no guest has: it indexes the guests' uids.
+
+    From the index, not from the guests: one whose document cannot be read keeps its number.
+    """
+    listing = await rooms.documents.store.list(NUMBERS)
+    taken = {int(entry.key.removeprefix(NUMBERS)) for entry in listing.entries}
     return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 
 from guesthouse.guestos.keys import delete_key
 from guesthouse.jobs.context import JobContext
-from guesthouse.jobs.registry import Operation
 from guesthouse.model.states import LIVE, GuestState, require_state
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams, StopParams, stop_guest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import with_state
 from guesthouse.storage.usage import layers_in_use
 from guesthouse.store.contract import Delete, Op
-from guesthouse.store.documents import GUESTS
 
 S = GuestState
+NUMBERS = "numbers/guests/"
+"""Where the index of guests' numbers lies in the store."""
 DELETABLE = frozenset({S.STOPPED, S.FAILED, S.SUSPENDED, S.DELETING, S.CREATING})
 
 
@@ -27,13 +27,10 @@ class DeleteParams(GuestParams, kw_only=True, frozen=True):
     force: bool = False
 
 
-class DeleteGuest(GuestOperation, Operation[DeleteParams]):
+class DeleteGuest(GuestOperation[DeleteParams]):
     kind = "guest.delete"
     Params = DeleteParams
     may_cancel = False
-
-    def locks(self, params: DeleteParams) -> tuple[str, ...]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: DeleteParams) -> None:
         found = await self.rooms.documents.guests.get(params.guest)
@@ -89,4 +86,4 @@ async def remove_guest(rooms: Rooms, guest_id: str, volumes: Iterable[str]) -> N
 
 def number_key(number: int) -> str:
     """The index entry that keeps two guests from having the same number, hence the same uid."""
-    return f"numbers/guests/{number:06}"
+    return f"{NUMBERS}{number:06}"

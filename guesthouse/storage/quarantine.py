@@ -13,6 +13,6 @@ def refuse_quarantined(view: View, purpose: str) -> None:
         raise Conflict(
             f"Cannot {purpose} while {len(keys)} document{'s' if len(keys) > 1 else ''} cannot be "
             f"read ({', '.join(keys[:3])}): they may need what would be deleted.",
-            hint="See `guest doctor` for the reasons, and repair or remove them first.",
+            hint="See `guest daemon status` for the reasons, and repair or remove them first.",
             quarantined=keys,
         )

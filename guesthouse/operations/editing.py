@@ -6,7 +6,6 @@ import msgspec
 
 from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, RevisionConflict
 from guesthouse.jobs.context import JobContext
-from guesthouse.jobs.registry import Operation
 from guesthouse.model.device import Nic, Protocol, Publish
 from guesthouse.model.guest import (
     Firmware,
@@ -26,7 +25,6 @@ from guesthouse.operations.nvram import create_nvram, has_nvram, nvram_disk
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.contract import ABSENT
-from guesthouse.store.documents import GUESTS
 
 
 class SetParams(GuestParams, kw_only=True, frozen=True):
@@ -43,14 +41,11 @@ class SetParams(GuestParams, kw_only=True, frozen=True):
     on_panic: OnPanic | None = None
 
 
-class SetGuest(GuestOperation, Operation[SetParams]):
+class SetGuest(GuestOperation[SetParams]):
     """Change the spec. What a running guest cannot take is pending until its next start."""
 
     kind = "guest.set"
     Params = SetParams
-
-    def locks(self, params: SetParams) -> tuple[str, ...]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: SetParams) -> dict[str, object]:
         guest = await self.rooms.guest(params.guest)
@@ -141,14 +136,11 @@ class RenameParams(GuestParams, kw_only=True, frozen=True):
     name: str
 
 
-class Rename(GuestOperation, Operation[RenameParams]):
+class Rename(GuestOperation[RenameParams]):
     """The name alone: disks and uid stay. The hostname inside follows at the next start."""
 
     kind = "guest.rename"
     Params = RenameParams
-
-    def locks(self, params: RenameParams) -> tuple[str, ...]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: RenameParams) -> None:
         check_name(params.name)
@@ -176,14 +168,11 @@ class PublishParams(GuestParams, kw_only=True, frozen=True):
     port: Publish
 
 
-class PublishPort(GuestOperation, Operation[PublishParams]):
+class PublishPort(GuestOperation[PublishParams]):
     """Publish a port of the first network card; live when the guest runs."""
 
     kind = "guest.publish"
     Params = PublishParams
-
-    def locks(self, params: PublishParams) -> tuple[str, ...]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: PublishParams) -> dict[str, str]:
         guest = await self.rooms.guest(params.guest)
@@ -207,12 +196,9 @@ class UnpublishParams(GuestParams, kw_only=True, frozen=True):
     protocol: Protocol = Protocol.TCP
 
 
-class UnpublishPort(GuestOperation, Operation[UnpublishParams]):
+class UnpublishPort(GuestOperation[UnpublishParams]):
     kind = "guest.unpublish"
     Params = UnpublishParams
-
-    def locks(self, params: UnpublishParams) -> tuple[str, ...]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: UnpublishParams) -> None:
         guest = await self.rooms.guest(params.guest)

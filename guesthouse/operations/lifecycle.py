@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, TypeVar
 
-from guesthouse.drivers.base import Exit
-from guesthouse.errors import DeadlineExceeded, GuesthouseError, LaunchFailed
+from guesthouse.drivers.base import Exit, Running
+from guesthouse.errors import GuesthouseError, LaunchFailed
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
@@ -26,11 +28,17 @@ class GuestParams(Noun, kw_only=True, frozen=True):
     guest: str
 
 
-class GuestOperation:
-    """What the lifecycle operations share: one guest, its lock, the rooms."""
+G = TypeVar("G", bound=GuestParams)
+
+
+class GuestOperation(Operation[G]):
+    """An operation on one guest, which it locks."""
 
     def __init__(self, rooms: Rooms) -> None:
         self.rooms = rooms
+
+    def locks(self, params: G) -> Sequence[str]:
+        return (GUESTS.key(params.guest),)
 
 
 class StartParams(GuestParams, kw_only=True, frozen=True):
@@ -39,12 +47,9 @@ class StartParams(GuestParams, kw_only=True, frozen=True):
     ready_timeout: float = 300.0
 
 
-class Start(GuestOperation, Operation[StartParams]):
+class Start(GuestOperation[StartParams]):
     kind = "guest.start"
     Params = StartParams
-
-    def locks(self, params: StartParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: StartParams) -> None:
         guest = await self.rooms.guest(params.guest)
@@ -80,14 +85,11 @@ class StopParams(GuestParams, kw_only=True, frozen=True):
     timeout: float = 60.0
 
 
-class Stop(GuestOperation, Operation[StopParams]):
+class Stop(GuestOperation[StopParams]):
     """Ask politely (agent, then the power button), wait, then kill, and say which it was."""
 
     kind = "guest.stop"
     Params = StopParams
-
-    def locks(self, params: StopParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: StopParams) -> dict[str, str]:
         guest = await self.rooms.guest(params.guest)
@@ -172,14 +174,11 @@ class RestartParams(StopParams, kw_only=True, frozen=True):
     ready_timeout: float = 300.0
 
 
-class Restart(GuestOperation, Operation[RestartParams]):
+class Restart(GuestOperation[RestartParams]):
     """Stop and start under one lock; pending changes take effect."""
 
     kind = "guest.restart"
     Params = RestartParams
-
-    def locks(self, params: RestartParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: RestartParams) -> dict[str, str]:
         guest = await self.rooms.guest(params.guest)
@@ -195,76 +194,72 @@ class Restart(GuestOperation, Operation[RestartParams]):
         return {"how": how}
 
 
-class Pause(GuestOperation, Operation[GuestParams]):
+class Press(GuestOperation[GuestParams]):
+    """One thing done to a living guest at once: a button, or its CPUs stopped or let go."""
+
+    Params = GuestParams
+    may_cancel = False
+    verb: ClassVar[str]
+    allowed: ClassVar[frozenset[GuestState]] = LIVE
+
+    async def run(self, ctx: JobContext, params: GuestParams) -> None:
+        guest = await self.rooms.guest(params.guest)
+        require_state(guest.name, guest.state, self.allowed, verb=self.verb)
+        live = self.rooms.live.require(guest, verb=self.verb)
+        await ctx.step("press")
+        await self.press(live.running)
+        await self.rooms.documents.guests.update(guest.id, self.pressed)
+
+    @abstractmethod
+    async def press(self, running: Running) -> None: ...
+
+    def pressed(self, guest: Guest) -> Guest:
+        """The guest's document afterwards; the same where the supervisor tells what comes of it."""
+        return guest
+
+
+class Pause(Press):
     kind = "guest.pause"
-    Params = GuestParams
-    may_cancel = False
+    verb = "pause it"
+    allowed = frozenset({S.RUNNING, S.PAUSED})
 
-    def locks(self, params: GuestParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
+    async def press(self, running: Running) -> None:
+        await running.pause()
 
-    async def run(self, ctx: JobContext, params: GuestParams) -> None:
-        guest = await self.rooms.guest(params.guest)
-        require_state(guest.name, guest.state, frozenset({S.RUNNING, S.PAUSED}), verb="pause it")
-        live = self.rooms.live.require(guest, verb="pause it")
-        await ctx.step("pause")
-        await live.running.pause()
-        await self.rooms.documents.guests.update(
-            guest.id, lambda g: with_state(g, S.PAUSED, "user", "paused by the user")
-        )
+    def pressed(self, guest: Guest) -> Guest:
+        return with_state(guest, S.PAUSED, "user", "paused by the user")
 
 
-class Resume(GuestOperation, Operation[GuestParams]):
+class Resume(Press):
     kind = "guest.resume"
-    Params = GuestParams
-    may_cancel = False
+    verb = "resume it"
+    allowed = frozenset({S.RUNNING, S.PAUSED})
 
-    def locks(self, params: GuestParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
+    async def press(self, running: Running) -> None:
+        await running.resume()
 
-    async def run(self, ctx: JobContext, params: GuestParams) -> None:
-        guest = await self.rooms.guest(params.guest)
-        require_state(guest.name, guest.state, frozenset({S.RUNNING, S.PAUSED}), verb="resume it")
-        live = self.rooms.live.require(guest, verb="resume it")
-        await ctx.step("resume")
-        await live.running.resume()
-        await self.rooms.documents.guests.update(
-            guest.id, lambda g: with_state(g, S.RUNNING, "user", "resumed by the user")
-        )
+    def pressed(self, guest: Guest) -> Guest:
+        return with_state(guest, S.RUNNING, "user", "resumed by the user")
 
 
-class Reset(GuestOperation, Operation[GuestParams]):
+class Reset(Press):
     """The reset button: the guest's memory is lost, its process stays."""
 
     kind = "guest.reset"
-    Params = GuestParams
-    may_cancel = False
+    verb = "reset it"
 
-    def locks(self, params: GuestParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
-
-    async def run(self, ctx: JobContext, params: GuestParams) -> None:
-        guest = await self.rooms.guest(params.guest)
-        live = self.rooms.live.require(guest, verb="reset it")
-        await ctx.step("reset")
-        await live.running.reset()
+    async def press(self, running: Running) -> None:
+        await running.reset()
 
 
-class PowerButton(GuestOperation, Operation[GuestParams]):
+class PowerButton(Press):
     """Press the power button once and leave the rest to the guest."""
 
     kind = "guest.power-button"
-    Params = GuestParams
-    may_cancel = False
+    verb = "press its power button"
 
-    def locks(self, params: GuestParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
-
-    async def run(self, ctx: JobContext, params: GuestParams) -> None:
-        guest = await self.rooms.guest(params.guest)
-        live = self.rooms.live.require(guest, verb="press its power button")
-        await ctx.step("press")
-        await live.running.power_button()
+    async def press(self, running: Running) -> None:
+        await running.power_button()
 
 
 class SettleParams(GuestParams, kw_only=True, frozen=True):
@@ -273,7 +268,7 @@ class SettleParams(GuestParams, kw_only=True, frozen=True):
     message: str
 
 
-class Settle(GuestOperation, Operation[SettleParams]):
+class Settle(GuestOperation[SettleParams]):
     """A guest's process ended by itself: record why; after a reboot, start it again.
 
     It is a job so that it waits for whoever holds the guest: a stop that is under way records the
@@ -283,9 +278,6 @@ class Settle(GuestOperation, Operation[SettleParams]):
     kind = "guest.settle"
     Params = SettleParams
     may_cancel = False
-
-    def locks(self, params: SettleParams) -> Sequence[str]:
-        return (GUESTS.key(params.guest),)
 
     async def run(self, ctx: JobContext, params: SettleParams) -> None:
         found = await self.rooms.documents.guests.get(params.guest)
@@ -312,7 +304,3 @@ def settled(guest: Guest, end: Exit) -> Guest:
     """The status after an end that nobody asked for. Panics and crashes are failures."""
     state = S.STOPPED if end.reason in GOOD_ENDS else S.FAILED
     return end_status(guest, state, end.reason, end.message)
-
-
-def deadline(verb: str, name: str, seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"Guest {name!r} did not {verb} within {seconds:.0f} s.")

@@ -41,6 +41,7 @@ from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
+from guesthouse.supervisor.copies import CopyKeeper
 from guesthouse.supervisor.following import Supervisor
 from guesthouse.supervisor.reattaching import reattach, settle_idle
 
@@ -146,10 +147,12 @@ async def run(folders: Folders, say: SayReady, observer: Observer | None = None)
             observer=observer,
         )
         supervisor = Supervisor(rooms, jobs)
+        copies = CopyKeeper(rooms)
         rooms.live.on_added = supervisor.add
         house = make_house(rooms, jobs, keeper, probed, stop)
         try:
             if not house.info().read_only:
+                copies.start()
                 ended = await reattach(rooms, supervisor)
                 await jobs.recover()
                 for guest_id, incarnation, end in ended:
@@ -164,6 +167,7 @@ async def run(folders: Folders, say: SayReady, observer: Observer | None = None)
             folders.socket.unlink(missing_ok=True)
             await jobs.close()
             await supervisor.close()
+            await copies.close()
             for live in rooms.live:
                 await live.running.detach()
                 await live.close()

@@ -24,11 +24,13 @@ class Settings(Noun, kw_only=True, frozen=True):
         the host's own, else the builder's default.
     :ivar default_user: login user that a guest gets when its launch names none.
     :ivar job_retention_days: how long ended jobs are kept; 0 keeps only the present day's.
+    :ivar trash_days: how long removed guests stay in the trash; 0 removes them at once.
     """
 
     mirrors: tuple[str, ...] = ()
     default_user: str = "guest"
     job_retention_days: int = 30
+    trash_days: int = 7
 
 
 def load_settings(config: Path) -> Settings:
@@ -68,12 +70,13 @@ def load_settings(config: Path) -> Settings:
 
 def _checked(settings: Settings, path: Path) -> Settings:
     check_name(settings.default_user, field="default_user")
-    if settings.job_retention_days < 0:
-        raise InvalidInput(
-            f"{path}: job_retention_days cannot be negative.",
-            hint="Write a number of days, such as 30.",
-            field="job_retention_days",
-        )
+    for field in ("job_retention_days", "trash_days"):
+        if getattr(settings, field) < 0:
+            raise InvalidInput(
+                f"{path}: {field} cannot be negative.",
+                hint="Write a number of days, such as 30.",
+                field=field,
+            )
     for line in settings.mirrors:
         if not line.startswith("deb ") or not line.isprintable():
             raise InvalidInput(

@@ -169,7 +169,6 @@ class Catalogue:
             source=source,
         )
         await self._commit(image, volume, shared=shared is not None)
-        await self._copies(image, volume)
         return image
 
     def _layer(self, digest: str) -> Volume | None:
@@ -207,7 +206,6 @@ class Catalogue:
 
         found = await self.documents.images.update(image.id, change)
         await self.view.wait_for(found.revision)
-        await self._copies(found.doc, self.view.volumes.get(found.doc.volume))
         return found.doc
 
     async def _commit(
@@ -245,11 +243,6 @@ class Catalogue:
         expect = (await volumes.require(volume.id)).revision if shared else ABSENT
         return volumes.put_op(volume, expect)
 
-    async def _copies(self, image: Image, volume: Volume | None) -> None:
-        await self.pool.write_copy("images", image)
-        if volume is not None:
-            await self.pool.write_copy("volumes", volume)
-
     async def discard(self, image_id: str, volume_id: str) -> None:
         """Undo `add_built`, as far as no document came of it."""
         if await self.documents.images.get(image_id) is None:
@@ -276,9 +269,9 @@ class Catalogue:
         except InUse:
             await self._commit(image)
             raise
+        await self.pool.remove_copy("images", image.id)
         freed = await self._remove_layer(image.volume) if image.volume else 0
         await asyncio.to_thread(self.boot.remove, image.id)
-        await self.pool.remove_copy("images", image.id)
         return freed
 
     async def _caught_up(self) -> None:

@@ -47,6 +47,7 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     :ivar accelerator: `auto`, `kvm` or `tcg`.
     :ivar display: a screen (VGA, reached by VNC) or none.
     :ivar user: login user that the seed makes beside root.
+    :ivar protected: it cannot be removed until this is taken back.
     """
 
     image: str
@@ -64,6 +65,7 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     on_panic: OnPanic = OnPanic.STOP
     user: str = "guest"
     description: str = ""
+    protected: bool = False
 
 
 class GuestStatus(Noun, kw_only=True, frozen=True):
@@ -111,7 +113,11 @@ class LaunchRecord(Noun, kw_only=True, frozen=True):
 
 
 class Guest(Document, kw_only=True, frozen=True):
-    """:ivar uuid: SMBIOS UUID, stored at creation. :ivar number: index of its uid and the like."""
+    """:ivar uuid: SMBIOS UUID, stored at creation. :ivar number: index of its uid and the like.
+
+    :ivar deleted_at: when it was moved to the trash (seconds since the epoch), where it keeps its
+        id, disks, key and number, but not its name; None outside the trash.
+    """
 
     name: str
     uuid: str
@@ -121,6 +127,11 @@ class Guest(Document, kw_only=True, frozen=True):
     status: GuestStatus
     launch: LaunchRecord | None = None
     booted: bool = False
+    deleted_at: float | None = None
+
+    @property
+    def in_trash(self) -> bool:
+        return self.deleted_at is not None
 
     @property
     def state(self) -> GuestState:

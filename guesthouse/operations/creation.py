@@ -115,7 +115,6 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
 
     ctx.undo(undo)
     if existing is not None:
-        await _keep_copies(rooms, existing.doc)
         return existing.doc
     ports = tuple([await free_port(rooms, port) for port in params.publish])
     params = msgspec.structs.replace(params, publish=ports)
@@ -129,17 +128,7 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     if params.firmware is Firmware.UEFI:
         volumes[NVRAM] = await create_nvram(rooms, ids["nvram"], params.name)
     guest = _document(rooms, params, image, ids, volumes)
-    guest = await _commit(rooms, guest, image, volumes.values())
-    await _keep_copies(rooms, guest)
-    return guest
-
-
-async def _keep_copies(rooms: Rooms, guest: Guest) -> None:
-    """Of its documents, beside the layers: an attempt that was interrupted may have made none."""
-    await rooms.pool.write_copy("guests", guest)
-    for disk in guest.spec.disks:
-        volume = (await rooms.documents.volumes.require(disk.volume)).doc
-        await rooms.pool.write_copy("volumes", volume)
+    return await _commit(rooms, guest, image, volumes.values())
 
 
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:

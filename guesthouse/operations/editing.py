@@ -66,7 +66,6 @@ class SetGuest(GuestOperation[SetParams]):
                 lambda g: msgspec.structs.replace(g, spec=msgspec.structs.replace(g.spec, **named)),
             )
         ).doc
-        await self.rooms.pool.write_copy("guests", guest)
         return {"pending": list(pending_changes(guest))}
 
     async def _add_nvram(self, ctx: JobContext, guest: Guest) -> None:
@@ -80,7 +79,6 @@ class SetGuest(GuestOperation[SetParams]):
                 lambda g: _with_disks(g, (*g.spec.disks, nvram_disk(volume))),
                 extra_ops=[volumes.put_op(volume, expect=ABSENT)],
             )
-        await self.rooms.pool.write_copy("volumes", volume)
 
     async def _grow(self, ctx: JobContext, guest: Guest, size: int) -> None:
         """Grow the root disk. The file first, then the documents: a file that is larger than its
@@ -110,12 +108,9 @@ class SetGuest(GuestOperation[SetParams]):
         size = -(-size // 65536) * 65536
         volume = (await self.rooms.documents.volumes.require(root.volume)).doc
         await self.rooms.pool.grow(volume, size)
-        grown = (
-            await self.rooms.documents.volumes.update(
-                volume.id, lambda v: msgspec.structs.replace(v, size=size)
-            )
-        ).doc
-        await self.rooms.pool.write_copy("volumes", grown)
+        await self.rooms.documents.volumes.update(
+            volume.id, lambda v: msgspec.structs.replace(v, size=size)
+        )
         await self.rooms.documents.guests.update(
             guest.id,
             lambda g: _with_disks(
@@ -161,7 +156,6 @@ class Rename(GuestOperation[RenameParams]):
         except RevisionConflict as conflict:
             raise name_taken(conflict, params.name, guests.name_key(params.name)) from None
         await self.rooms.view.wait_for(renamed.revision)
-        await self.rooms.pool.write_copy("guests", renamed.doc)
 
 
 class PublishParams(GuestParams, kw_only=True, frozen=True):
@@ -236,9 +230,7 @@ async def change_ports(
             guest, spec=_with_nics(guest.spec, (_with_ports(first, ports), *others))
         )
 
-    guest = (await rooms.documents.guests.update(guest_id, changed)).doc
-    await rooms.pool.write_copy("guests", guest)
-    return guest
+    return (await rooms.documents.guests.update(guest_id, changed)).doc
 
 
 def _with_nics(spec: GuestSpec, nics: tuple[Nic, ...]) -> GuestSpec:

@@ -14,21 +14,19 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from guesthouse.errors import Internal, InvalidInput
-from guesthouse.model.document import Document, encode
-from guesthouse.model.ids import is_id
+from guesthouse.errors import InvalidInput, NotFound
+from guesthouse.model.document import Document
 from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume, VolumeFormat
 from guesthouse.storage import chains, qemu_img
+from guesthouse.storage.copies import Copies
 from guesthouse.storage.durable import (
     Space,
     fsync_file,
     make_folder,
-    remove_file,
     require_space,
     space_of,
     temporary_beside,
-    write_file,
 )
 from guesthouse.storage.identity import PoolIdentity, open_identity
 from guesthouse.storage.incoming import Incoming
@@ -46,6 +44,7 @@ class DirectoryPool:
         self.identity = identity
         self.layers = LayerFolder(root / "layers", name)
         self.documents = root / "documents"
+        self.copies = Copies(self.documents)
 
     @classmethod
     async def open(cls, root: Path, *, name: str = "default") -> DirectoryPool:
@@ -64,7 +63,9 @@ class DirectoryPool:
             make_folder(root / "documents")
             return identity
 
-        return cls(root, await asyncio.to_thread(work), name=name)
+        pool = cls(root, await asyncio.to_thread(work), name=name)
+        await asyncio.to_thread(pool.copies.load)
+        return pool
 
     def path(self, volume: Volume) -> Path:
         """Where the file of `volume` is, or will be."""
@@ -110,6 +111,12 @@ class DirectoryPool:
             )
         if volume.format is not VolumeFormat.QCOW2:
             raise InvalidInput("Only a qcow2 disk can lie on another one.")
+        if not await asyncio.to_thread(parent_path.is_file):
+            raise NotFound(
+                f"The disk {volume.parent} that it would lie on is missing: {parent_path}.",
+                hint="If it is an image's, build that again: guest image build --rebuild IMAGE",
+                path=str(parent_path),
+            )
         return await self._create(volume, volume.size if size is None else size, parent_path)
 
     async def create_empty(self, volume: Volume) -> Path:
@@ -230,19 +237,10 @@ class DirectoryPool:
         return (await self.space()).free
 
     async def write_copy(self, kind: str, doc: Document) -> None:
-        """Keep a copy of `doc` beside the layers. :param kind: `guests`, `volumes`, `images`."""
-        target = self._copy_path(kind, doc.id)
-
-        def work() -> None:
-            make_folder(target.parent)
-            write_file(target, encode(doc))
-
-        await asyncio.to_thread(work)
+        """Keep a copy of `doc` beside the layers. :param kind: one of `copies.KINDS`."""
+        await self.copies.write(kind, doc)
 
     async def remove_copy(self, kind: str, doc_id: str) -> None:
-        await asyncio.to_thread(remove_file, self._copy_path(kind, doc_id))
-
-    def _copy_path(self, kind: str, doc_id: str) -> Path:
-        if not is_id(doc_id) or not (kind.isascii() and kind.isalpha()):
-            raise Internal(f"No copy can be kept of {kind} {doc_id!r}.")
-        return self.documents / kind / f"{doc_id}.json"
+        """Remove a copy, after the document and before the file of its layer: what has neither
+        document nor copy is garbage."""
+        await self.copies.remove(kind, doc_id)

@@ -6,6 +6,7 @@ from typing import Any, Generic
 
 from guesthouse.errors import GuesthouseError, ReadOnlyStore
 from guesthouse.model.document import D
+from guesthouse.model.guest import Guest
 from guesthouse.store.documents import GUESTS, IMAGES, JOBS, VOLUMES, CollectionKind
 
 
@@ -45,6 +46,9 @@ class Rows(Generic[D]):
 
 
 def _name(doc: object) -> str:
+    """The name that it can be found by: a guest in the trash has given it up."""
+    if isinstance(doc, Guest) and doc.in_trash:
+        return ""
     name = getattr(doc, "name", "")
     return name if isinstance(name, str) else ""
 

@@ -14,6 +14,7 @@ from guesthouse.errors import (
     Compacted,
     DeadlineExceeded,
     InvalidInput,
+    NotFound,
     ReadOnlyStore,
     Unavailable,
 )
@@ -25,6 +26,7 @@ from guesthouse.model.volume import Volume
 from guesthouse.store.contract import Change, Entry, Store
 from guesthouse.store.references import resolve
 from guesthouse.store.shelf import Shelf
+from guesthouse.store.trash import in_trash, in_trash_named, resolve_trashed
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ class View:
 
     @property
     def guests(self) -> Mapping[str, Guest]:
+        """All that have a document, those in the trash too: they hold their disks."""
         return MappingProxyType(self._shelf.guests.documents)
 
     @property
@@ -162,11 +165,23 @@ class View:
         return next(iter(self._shelf.newer.values()), "")
 
     def guest(self, ref: str) -> Guest:
-        """By name, id or unique prefix of an id (6 characters or more).
+        """By name, id or unique prefix of an id (6 characters or more); not one in the trash.
 
         :raise NotFound: with similar names. :raise InvalidInput: the prefix is not unique.
         """
-        return resolve(self._shelf.guests, ref)
+        try:
+            found = resolve(self._shelf.guests, ref)
+        except NotFound:
+            if in_trash_named(self.guests.values(), ref) is not None:
+                raise in_trash(ref) from None
+            raise
+        if found.in_trash:
+            raise in_trash(ref)
+        return found
+
+    def trashed(self, ref: str) -> Guest:
+        """A guest in the trash, see `trash.resolve_trashed`. Raises as `guest`."""
+        return resolve_trashed(self.guests.values(), ref)
 
     def image(self, ref: str) -> Image:
         """Like `guest`; of several images with one name, the newest. :raise UnknownImage:"""

@@ -150,7 +150,7 @@ async def test_wrong_parents_are_refused(pool: DirectoryPool, tmp_path: Path) ->
         await pool.create_overlay(layer(new_id()), pool.path(base))
     with pytest.raises(InvalidInput, match="is not the parent"):
         await pool.create_overlay(layer(base.id), tmp_path / f"{base.id}.qcow2")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFound, match="is missing"):
         missing = layer()
         await pool.create_overlay(layer(missing.id), pool.path(missing))
     assert os.listdir(pool.layers.folder) == [f"{base.id}.qcow2"]

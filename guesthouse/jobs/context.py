@@ -7,14 +7,14 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from guesthouse.errors import Cancelled, Internal, Interrupted, Unavailable
+from guesthouse.errors import Cancelled, Internal, Interrupted, NoSpace, Unavailable
 from guesthouse.jobs.locks import Locks
 from guesthouse.jobs.problems import as_error
-from guesthouse.jobs.record import JobRecord
+from guesthouse.jobs.record import RETRY_FIRST, RETRY_MOST, JobRecord, Stopping
 from guesthouse.jobs.waiting import take_locks
 from guesthouse.model.document import Noun
 from guesthouse.model.job import Job, JobProgress, Step
@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 Undo = Callable[[], Awaitable[object]]
 FinalOps = Callable[[], Awaitable[Sequence[Op]]]
 Creates = str | Callable[[], str]
+T = TypeVar("T")
 
 
 class JobContext:
@@ -113,7 +114,8 @@ class JobContext:
     def undo(self, callback: Undo) -> None:
         """Have `callback` run if the job fails or is cancelled, the newest first.
 
-        Register it before acting. A failure of it is logged and does not stop the others.
+        Register it before acting. It is tried again while the disk is full; any other failure of
+        it is logged and does not stop the others.
 
         :raise Interrupted: the daemon died while it undid this job, so what its last step does is
             not done yet another time.
@@ -123,22 +125,48 @@ class JobContext:
             raise self._interrupted(self.job.steps[-1].name if self.job.steps else "")
 
     async def _guarded(self, callback: Undo) -> None:
-        if self._abandoned:
-            return
+        delay = RETRY_FIRST
+        while not self._abandoned:
+            try:
+                await callback()
+                return
+            except NoSpace as error:  # to take back what was written also takes room
+                await self._wait_for_room(error, delay)
+                delay = min(delay * 2, RETRY_MOST)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    self._abandoned = True  # the daemon stops now; the next one begins again
+                    raise
+                self._note_failed_undo("it was cancelled from within")
+                return
+            except Exception:
+                self._note_failed_undo(traceback.format_exc())
+                return
+
+    async def _wait_for_room(self, error: NoSpace, delay: float) -> None:
         try:
-            await callback()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                self._abandoned = True  # the daemon stops now; the next one begins again
-                raise
-            self._note_failed_undo("it was cancelled from within")
-        except Exception:
-            self._note_failed_undo(traceback.format_exc())
+            await self._record.wait_for_room(error, delay)
+        except Stopping:
+            self._abandoned = True
+            raise
 
     def _note_failed_undo(self, why: str) -> None:
         _LOG.error("job %s (%s): undoing failed: %s", self.job.id, self.job.kind, why)
         self.log(f"undoing failed: {why}")
+
+    async def insist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` answers, tried again while the disk is full.
+
+        For recording what has happened and cannot be taken back.
+        """
+        delay = RETRY_FIRST
+        while True:
+            try:
+                return await write()
+            except NoSpace as error:
+                await self._record.wait_for_room(error, delay)
+                delay = min(delay * 2, RETRY_MOST)
 
     def keep(self) -> None:
         """Forget the undos so far: what was done stays, whatever comes."""

@@ -6,10 +6,11 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import ClassVar, TypeVar
 
 from guesthouse.drivers.base import Exit, Running
-from guesthouse.errors import GuesthouseError, LaunchFailed
+from guesthouse.errors import EngineError, GuesthouseError, LaunchFailed, NotFound
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
@@ -110,12 +111,12 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
     await ctx.step("stop")
     how, reason = "", "killed"
     if not params.force:
-        if (await live.running.state())[0] == "paused":
-            await live.running.resume()  # a paused guest cannot hear that it shall power off
         ctx.undo(lambda: _not_stopped(rooms, guest.id))
         await rooms.documents.guests.update(
             guest.id, lambda g: with_state(g, S.STOPPING, "user", "asked to power off")
         )
+        if await _is_paused(live.running):
+            await live.running.resume()  # a paused guest cannot hear that it shall power off
         how = await _ask(ctx, rooms, guest, params.timeout)
         reason = "guest-shutdown"
     if not how:
@@ -124,19 +125,32 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
         how = "killed as asked" if params.force else f"killed after {params.timeout:.0f} s"
         reason = "killed"
     await exited(rooms, guest.id, live.incarnation)
-    await rooms.documents.guests.update(
-        guest.id, lambda g: end_status(g, S.STOPPED, reason, f"stopped by the user: {how}")
-    )
+
+    def stopped(current: Guest) -> Guest:
+        return end_status(current, S.STOPPED, reason, f"stopped by the user: {how}")
+
+    await ctx.insist(lambda: rooms.documents.guests.update(guest.id, stopped))
     return how
+
+
+async def _is_paused(running: Running) -> bool:
+    return (await running.state())[0] == "paused"
 
 
 async def _not_stopped(rooms: Rooms, guest_id: str) -> None:
     """A stop was called off: the guest goes on, unless it obeyed meanwhile (see `Settle`)."""
 
+    live = rooms.live.get(guest_id)
+    if live is None:
+        return
+    state = S.RUNNING
+    with suppress(NotFound, EngineError):
+        state = S.PAUSED if await _is_paused(live.running) else S.RUNNING
+
     def back(guest: Guest) -> Guest:
         if guest.state is not S.STOPPING or rooms.live.get(guest_id) is None:
             return guest
-        return with_state(guest, S.RUNNING, "user", "its stop was called off")
+        return with_state(guest, state, "user", "its stop was called off")
 
     await rooms.documents.guests.update(guest_id, back)
 
@@ -208,7 +222,7 @@ class Press(GuestOperation[GuestParams]):
         live = self.rooms.live.require(guest, verb=self.verb)
         await ctx.step("press")
         await self.press(live.running)
-        await self.rooms.documents.guests.update(guest.id, self.pressed)
+        await ctx.insist(lambda: self.rooms.documents.guests.update(guest.id, self.pressed))
 
     @abstractmethod
     async def press(self, running: Running) -> None: ...
@@ -294,7 +308,9 @@ class Settle(GuestOperation[SettleParams]):
             await launch_guest(self.rooms, ctx, guest, booted=True)
             return
         end = Exit(params.reason, params.message)
-        await self.rooms.documents.guests.update(guest.id, lambda g: settled(g, end))
+        await ctx.insist(
+            lambda: self.rooms.documents.guests.update(guest.id, lambda g: settled(g, end))
+        )
 
 
 GOOD_ENDS = frozenset({"guest-shutdown", "quit", "killed", "host-rebooted", "unknown"})

@@ -13,7 +13,7 @@ from guesthouse.drivers.base import Running
 from guesthouse.errors import AgentUnavailable, InvalidTransition, NotReady
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.ssh import GuestSsh
-from guesthouse.model.guest import Guest
+from guesthouse.model.guest import Guest, GuestStatus
 
 
 @dataclass
@@ -40,7 +40,10 @@ class Progress:
 
 @dataclass
 class LiveGuest:
-    """One incarnation and its channels. :ivar ended: set once its process is gone."""
+    """One incarnation and its channels. :ivar ended: set once its process is gone.
+
+    :ivar unrecorded: its status while the full disk does not take it.
+    """
 
     guest_id: str
     running: Running
@@ -48,6 +51,7 @@ class LiveGuest:
     ssh: GuestSsh | None
     progress: Progress = field(default_factory=Progress)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    unrecorded: GuestStatus | None = None
 
     @property
     def incarnation(self) -> int:

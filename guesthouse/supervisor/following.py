@@ -9,7 +9,7 @@ import asyncio
 import logging
 
 from guesthouse.drivers.base import DriverEvent, Exit
-from guesthouse.errors import EngineError, GuesthouseError, NotFound
+from guesthouse.errors import EngineError, GuesthouseError, NoSpace, NotFound
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.guest import Guest
 from guesthouse.model.states import GuestState
@@ -21,6 +21,7 @@ from guesthouse.store.documents import GUESTS
 from guesthouse.supervisor.readiness import follow_readiness
 
 S = GuestState
+_RETRY_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 PAUSE_MESSAGES = {
@@ -75,8 +76,23 @@ class Supervisor:
         if event.kind == "reset" and live.ssh is not None:
             live.ssh.drop()  # its sessions are gone; nobody inside will say so
         if event.kind in {"paused", "resumed", "io-error", "panic", "watchdog"}:
-            await self._unlocked(guest_id)
-            await self.sync_state(guest_id, live)
+            await self._record(guest_id, live)
+
+    async def _record(self, guest_id: str, live: LiveGuest) -> None:
+        """Write what the engine says now, tried again while the disk is full: most often that is
+        what stopped the guest."""
+        end = asyncio.ensure_future(live.running.wait_exit())
+        try:
+            while not end.done():
+                await self._unlocked(guest_id)
+                try:
+                    await self.sync_state(guest_id, live)
+                    return
+                except NoSpace as error:
+                    log.warning("guest %s: its state is not recorded: %s", guest_id, error)
+                await asyncio.wait({end}, timeout=_RETRY_SECONDS)
+        finally:
+            end.cancel()
 
     async def _unlocked(self, guest_id: str) -> None:
         """Wait for the job that holds the guest: it writes the state that it brings about."""
@@ -99,7 +115,13 @@ class Supervisor:
             message = PAUSE_MESSAGES.get(reason, reason) if then is S.PAUSED else "running"
             return with_state(guest, then, reason, message)
 
-        await self.rooms.documents.guests.update(guest_id, synced)
+        try:
+            await self.rooms.documents.guests.update(guest_id, synced)
+        except NoSpace:
+            if (guest := self.rooms.view.guests.get(guest_id)) is not None:
+                live.unrecorded = synced(guest).status
+            raise
+        live.unrecorded = None
 
     def thaw_soon(self, guest: Guest, live: LiveGuest) -> None:
         """A daemon that died may have left the guest's file systems frozen."""
@@ -121,7 +143,19 @@ class Supervisor:
         self._spawn(self.settle(guest_id, incarnation, end), f"settle {guest_id}")
 
     async def settle(self, guest_id: str, incarnation: int, end: Exit) -> None:
-        """Have an end recorded by a job, unless whoever holds the guest now records it."""
+        """Have an end recorded by a job, unless whoever holds the guest now records it.
+
+        As long as the disk is full it waits: nobody else would record that end.
+        """
+        while True:
+            try:
+                await self._settle(guest_id, incarnation, end)
+                return
+            except NoSpace as error:
+                log.warning("guest %s: its end is not recorded: %s", guest_id, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _settle(self, guest_id: str, incarnation: int, end: Exit) -> None:
         await self._unlocked(guest_id)
         await self.rooms.view.wait_for(self.rooms.documents.store.revision)
         guest = self.rooms.view.guests.get(guest_id)

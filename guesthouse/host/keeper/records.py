@@ -73,6 +73,9 @@ class Records:
             while data:
                 data = data[os.write(fd, data) :]
             os.fsync(fd)
+        except OSError:
+            unfinished.unlink()  # the next attempt begins anew, or nobody needs it by then
+            raise
         finally:
             os.close(fd)
         unfinished.replace(self._file(key))

@@ -24,7 +24,7 @@ async def _state(api: httpx.AsyncClient, name: str) -> str:
 async def _settled(api: httpx.AsyncClient, name: str) -> str:
     """A cancel that came too late is answered at once, before the view shows the job's end."""
     async with asyncio.timeout(30):
-        while (state := await _state(api, name)) not in SETTLED:
+        while (state := await _state(api, name)) not in SETTLED:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.01)
     return state
 

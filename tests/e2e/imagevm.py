@@ -55,7 +55,10 @@ class ImageVm:
                     break
             call = {"execute": command, "arguments": arguments}
             writer.write(json.dumps(call).encode() + b"\n")
-            answer = json.loads(await reader.readline())
+            line = await reader.readline()
+            if not line:
+                raise asyncio.IncompleteReadError(line, None)
+            answer = json.loads(line)
             assert "error" not in answer, answer
             return answer["return"]
         finally:

@@ -172,13 +172,18 @@ class PublishPort(GuestOperation[PublishParams]):
         guest = await self.rooms.guest(params.guest)
         if not guest.spec.nics:
             raise InvalidInput(f"Guest {guest.name!r} has no network card.", field="nics")
-        if ctx.resumed and params.port in guest.spec.nics[0].ports:
-            return {"port": str(params.port)}
+        port = params.port
+        if not ctx.has_step("publish"):
+            port = await free_port(self.rooms, port)
+        ids = await ctx.step("publish", host_port=str(port.host_port))
+        port = msgspec.structs.replace(port, host_port=int(ids["host_port"]))
+        if ctx.resumed and port in guest.spec.nics[0].ports:
+            return {"port": str(port)}
         live = self.rooms.live.get(guest.id)
-        await ctx.step("publish")
-        port = await free_port(self.rooms, params.port)
         if live is not None:
             ctx.undo(lambda: live.running.unpublish(0, port))
+            if ctx.resumed:  # the attempt before may have opened it
+                await live.running.unpublish(0, port)
             port = await live.running.publish(0, port)
         await change_ports(self.rooms, guest.id, add=port)
         return {"port": str(port)}
@@ -203,19 +208,29 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
             if (port.host_ip, port.host_port, port.protocol)
             == (params.host_ip, params.host_port, params.protocol)
         ]
-        if not found:
-            if ctx.resumed:
-                return
+        if not found and not ctx.resumed:
             raise NotFound(
                 f"Guest {guest.name!r} publishes no {params.host_ip}:{params.host_port}"
                 f"/{params.protocol.value}.",
                 hint=f"See its ports: guest info {guest.name}",
             )
+        # Which port of the guest it led to does not matter for closing it.
+        port = found[0] if found else _on_host(params)
         await ctx.step("unpublish")
-        await change_ports(self.rooms, guest.id, remove=found[0])
+        if found:
+            await change_ports(self.rooms, guest.id, remove=port)
         live = self.rooms.live.get(guest.id)
         if live is not None:
-            await live.running.unpublish(0, found[0])
+            await live.running.unpublish(0, port)
+
+
+def _on_host(params: UnpublishParams) -> Publish:
+    return Publish(
+        host_ip=params.host_ip,
+        host_port=params.host_port,
+        guest_port=1,
+        protocol=params.protocol,
+    )
 
 
 async def change_ports(

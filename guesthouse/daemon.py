@@ -20,19 +20,22 @@ from guesthouse.api.problems import problem_details
 from guesthouse.api.server import ApiServer
 from guesthouse.drivers.qemu.driver import QemuDriver
 from guesthouse.drivers.qemu.keeping import KeeperLink
-from guesthouse.errors import Conflict, GuesthouseError, Internal
+from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, Internal
 from guesthouse.host.folders import prepare
+from guesthouse.host.listening import bind
 from guesthouse.host.probe import probe
 from guesthouse.host.secrets import Secrets
+from guesthouse.host.service_manager import ServiceManager
 from guesthouse.host.settings import load_settings
 from guesthouse.images.cache import BuildCache
 from guesthouse.images.catalogue import Catalogue
+from guesthouse.jobs.problems import as_error
 from guesthouse.jobs.record import Observer
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
 from guesthouse.model.host import HostFacts
-from guesthouse.model.reports import HouseInfo, HouseMode
+from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
 from guesthouse.network.builtin import Builtin
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.house import House
@@ -41,6 +44,7 @@ from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
+from guesthouse.supervisor.booting import Boot
 from guesthouse.supervisor.copies import CopyKeeper
 from guesthouse.supervisor.following import Supervisor
 from guesthouse.supervisor.reattaching import reattach, settle_idle
@@ -84,20 +88,6 @@ def only_one(folders: Folders) -> int:
     return fd
 
 
-def bind(path: Path) -> socket.socket:
-    """The API's socket, 0600 from its first moment. A stale one is replaced: we hold the house."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path.unlink(missing_ok=True)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.listen(128)
-    listener.setblocking(False)
-    return listener
-
-
 @contextlib.asynccontextmanager
 async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink, HostProbe]]:
     """The rooms below operations, and what they stand on."""
@@ -130,10 +120,19 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         yield rooms, keeper, probed
 
 
-async def run(folders: Folders, say: SayReady, observer: Observer | None = None) -> None:
+async def run(
+    folders: Folders,
+    say: SayReady,
+    observer: Observer | None = None,
+    *,
+    passed: socket.socket | None = None,
+    shutdown_guests: bool = False,
+) -> None:
     """Be the daemon until somebody asks it to stop.
 
     :param observer: told of every write of a job's document; for tests of crashes.
+    :param passed: the API's socket, where a service manager bound it; it stays bound.
+    :param shutdown_guests: stop all guests, and go. The API is not served.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -148,29 +147,68 @@ async def run(folders: Folders, say: SayReady, observer: Observer | None = None)
         )
         supervisor = Supervisor(rooms, jobs)
         copies = CopyKeeper(rooms)
+        boot = Boot(rooms, jobs)
         rooms.live.on_added = supervisor.add
         house = make_house(rooms, jobs, keeper, probed, stop)
         try:
             if not house.info().read_only:
                 copies.start()
+                if not shutdown_guests:
+                    await boot.notice()
                 ended = await reattach(rooms, supervisor)
                 await jobs.recover()
-                for guest_id, incarnation, end in ended:
-                    supervisor.settle_soon(guest_id, incarnation, end)
+                settling = [supervisor.settle_soon(*end) for end in ended]
                 await settle_idle(rooms)
-            server = ApiServer(house, bind(folders.socket))
-            await server.start()
-            say.ready()
-            await stop.wait()
-            await server.stop()
+                boot.start_guests(settling)
+            if shutdown_guests:
+                await stop_guests(house, stop)
+                return
+            await serve(house, passed or bind(folders.socket, folders.mode), say, stop)
         finally:
-            folders.socket.unlink(missing_ok=True)
+            say.stopping()
+            if passed is None:
+                folders.socket.unlink(missing_ok=True)
+            await boot.close()
             await jobs.close()
             await supervisor.close()
             await copies.close()
             for live in rooms.live:
                 await live.running.detach()
                 await live.close()
+
+
+async def serve(house: House, listener: socket.socket, say: SayReady, stop: asyncio.Event) -> None:
+    """Answer requests until `stop` is set."""
+    server = ApiServer(house, listener)
+    await server.start()
+    say.ready()
+    await stop.wait()
+    say.stopping()
+    await server.stop()
+
+
+async def stop_guests(house: House, stop: asyncio.Event) -> None:
+    """Stop all guests, or as far as it goes until `stop` is set.
+
+    :raise DeadlineExceeded: some of them run on.
+    """
+    job = await house.stop_guests(StopGuestsRequest(), "host")
+    ending = asyncio.create_task(house.jobs.wait(job.id))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not ending.done():
+        ending.cancel()
+        return
+    ended = ending.result()
+    if ended.problem is not None:
+        raise as_error(ended.problem)
+    result = ended.result or {}
+    log.info("guests: %s", result)
+    if result.get("failed"):
+        raise DeadlineExceeded(
+            f"Some guests run on: {', '.join(result['failed'])}.", hint="See why: guest job ls"
+        )
 
 
 def make_house(
@@ -200,16 +238,22 @@ def make_house(
 
 
 class SayReady:
-    """Tells whoever started us, once: `ok`, or why not as problem+json."""
+    """Tells whoever started us, once: `ok`, or why not as problem+json; and the service manager."""
 
-    def __init__(self, fd: int | None) -> None:
+    def __init__(self, fd: int | None, service: ServiceManager) -> None:
         self._fd = fd
+        self._service = service
 
     def ready(self) -> None:
         self._say(b"ok\n")
+        self._service.ready()
+
+    def stopping(self) -> None:
+        self._service.stopping()
 
     def failed(self, error: GuesthouseError) -> None:
         self._say(encode(problem_details(error)) + b"\n")
+        self._service.says(error.message)
 
     def _say(self, line: bytes) -> None:
         if self._fd is not None:
@@ -226,6 +270,9 @@ def main(observer: Observer | None = None) -> int:
         "--ready-fd", type=int, help="write 'ok' or a problem there once it is known"
     )
     parser.add_argument("--system", action="store_true", help="the machine's house, as root")
+    parser.add_argument(
+        "--shutdown-guests", action="store_true", help="stop all guests, and end; serve nobody"
+    )
     options = parser.parse_args()
     logging.basicConfig(
         level=os.environ.get("GUESTHOUSE_LOG", "INFO").upper(),
@@ -234,14 +281,26 @@ def main(observer: Observer | None = None) -> int:
     )
     # asyncssh logs every command at INFO; what users run in guests is not ours to keep.
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
-    say = SayReady(options.ready_fd)
+    service = ServiceManager(os.environ, pid=os.getpid())
+    say = SayReady(options.ready_fd, service)
     mode: Mode = "system" if options.system else "personal"
     try:
         folders = resolve(os.environ, uid=os.geteuid(), mode=mode)
+        passed = service.listener()
+        if passed is not None:
+            folders = folders._replace(socket=Path(passed.getsockname()))
         prepare(folders)
         lock = only_one(folders)
         try:
-            asyncio.run(run(folders, say, observer))
+            asyncio.run(
+                run(
+                    folders,
+                    say,
+                    observer,
+                    passed=passed,
+                    shutdown_guests=options.shutdown_guests,
+                )
+            )
         finally:
             os.close(lock)
     except GuesthouseError as error:

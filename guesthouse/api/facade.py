@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RestartRequest,
         SetRequest,
         StartRequest,
+        StopGuestsRequest,
         StopRequest,
         UnpublishRequest,
     )
@@ -132,3 +133,7 @@ class House(Protocol):
     def request_stop(self) -> None:
         """Ask the daemon to stop; returns at once. Guests live on."""
         ...
+    async def stop_guests(self, request: StopGuestsRequest, requester: str) -> Job:
+        """Stop all guests, as for a shutdown of the host."""
+        ...
+

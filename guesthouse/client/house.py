@@ -31,6 +31,7 @@ from guesthouse.model.reports import (
     RestartRequest,
     SetRequest,
     StartRequest,
+    StopGuestsRequest,
     StopRequest,
     UnpublishRequest,
 )
@@ -70,6 +71,10 @@ class House:
         return self._write("POST", "/v1/storage/collect", EmptyRequest())
 
     # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
+    def stop_guests(self, request: StopGuestsRequest) -> Job:
+        """Stop every guest, as for a shutdown of the host."""
+        return self._write("POST", "/v1/host/stop-guests", request)
+
 
     def guests(self) -> list[GuestView]:
         return self._get("/v1/guests", list[GuestView])

@@ -32,7 +32,8 @@ def prepare(folders: Folders) -> None:
     # where a link is somebody's trap.
     make_private(folders.state, follow=True)
     make_private(folders.cache, follow=True)
-    make_private(folders.runtime)
+    # Members of a group may use the socket of the machine's house; all else in there is closed.
+    make_private(folders.runtime, enter=folders.mode == "system")
     for folder in (
         folders.state / "guests",
         folders.state / "pools",
@@ -53,10 +54,11 @@ def prepare_guest(folders: Folders, guest: str) -> None:
     make_private(folders.guest_runtime(guest))
 
 
-def make_private(path: Path, *, follow: bool = False) -> None:
+def make_private(path: Path, *, follow: bool = False, enter: bool = False) -> None:
     """Make sure that `path` is a folder of ours with mode 0700, creating it and its parents.
 
     :param follow: a symbolic link at `path` may lead to the folder.
+    :param enter: others may pass through it (0711), but neither list nor change it.
     :raise Forbidden: see `prepare`. :raise NoSpace: :raise HostLacks:
     """
     try:
@@ -71,12 +73,12 @@ def make_private(path: Path, *, follow: bool = False) -> None:
     except OSError as error:
         raise _refusal(path, error) from error
     try:
-        _own(path, folder)
+        _own(path, folder, 0o711 if enter else 0o700)
     finally:
         os.close(folder)
 
 
-def _own(path: Path, folder: int) -> None:
+def _own(path: Path, folder: int, wanted: int) -> None:
     """Check the open folder itself, so that nothing can be exchanged in between."""
     found = os.fstat(folder)
     if found.st_uid != os.geteuid():
@@ -93,8 +95,8 @@ def _own(path: Path, folder: int) -> None:
             hint=f"Look through it, then run: chmod 700 {path}",
             path=str(path),
         )
-    if mode != 0o700:
-        os.fchmod(folder, 0o700)
+    if mode != wanted:
+        os.fchmod(folder, wanted)
 
 
 def _check_parent(path: Path) -> None:

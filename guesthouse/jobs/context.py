@@ -205,6 +205,7 @@ class JobContext:
         target_name: str = "",
         dedupe: str | None = None,
         job_id: str = "",
+        urgent: bool = False,
     ) -> Job:
         """Start another job for the same requester, see `JobRunner.submit`."""
         return await self._runner.submit(
@@ -215,7 +216,16 @@ class JobContext:
             requester=self.job.requester,
             dedupe=dedupe,
             job_id=job_id,
+            urgent=urgent,
         )
+
+    def holder(self, key: str) -> str | None:
+        """Id of the job that holds the lock on a document."""
+        return self._locks.holder(key)
+
+    async def interrupt(self, job_id: str, reason: str) -> None:
+        """Have another job stop where it is, see `JobRunner.interrupt`."""
+        await self._runner.interrupt(job_id, reason)
 
     async def join(self, job_id: str, *, span: tuple[float, float] = (0.0, 1.0)) -> Job:
         """Wait for another job, showing its progress as ours between the two fractions of `span`.

@@ -12,6 +12,10 @@ from guesthouse.model.states import GuestState
 
 MIN_MEMORY = 64 << 20
 MAX_CPUS = 512
+DEFAULT_ORDER = 100
+MAX_ORDER = 9999
+LONGEST = 3600.0
+"""Seconds that a start or a stop of the host may be held up by one guest."""
 
 
 class Firmware(StrEnum):
@@ -37,6 +41,22 @@ class OnPanic(StrEnum):
     PAUSE = "pause"
 
 
+class Autostart(StrEnum):
+    """Whether a guest is started after its host was: never, always, or if it ran before that."""
+
+    OFF = "off"
+    ON = "on"
+    LAST = "last"
+
+
+class ShutdownAction(StrEnum):
+    """What becomes of a guest when its host goes down. `leave`: it ends as the host does."""
+
+    STOP = "stop"
+    KILL = "kill"
+    LEAVE = "leave"
+
+
 class GuestSpec(Noun, kw_only=True, frozen=True):
     """What the user wants.
 
@@ -48,6 +68,9 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     :ivar display: a screen (VGA, reached by VNC) or none.
     :ivar user: login user that the seed makes beside root.
     :ivar protected: it cannot be removed until this is taken back.
+    :ivar autostart_order: lower ones start first after a boot of the host, and stop last.
+    :ivar autostart_delay: seconds after its start before the next guest is started.
+    :ivar shutdown_timeout: seconds to power off when the host goes down, before it is killed.
     """
 
     image: str
@@ -66,6 +89,11 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     user: str = "guest"
     description: str = ""
     protected: bool = False
+    autostart: Autostart = Autostart.OFF
+    autostart_order: int = DEFAULT_ORDER
+    autostart_delay: float = 0.0
+    shutdown_action: ShutdownAction = ShutdownAction.STOP
+    shutdown_timeout: float = 60.0
 
 
 class GuestStatus(Noun, kw_only=True, frozen=True):
@@ -165,12 +193,30 @@ def check_spec(spec: GuestSpec) -> None:
             field="accelerator",
         )
     check_name(spec.user, field="user")
+    _check_host_life(spec)
     for nic in spec.nics:
         for port in nic.ports:
             check_publish(port)
     names = [disk.name for disk in spec.disks]
     if len(set(names)) != len(names):
         raise InvalidInput("Two disks have the same name.", field="disks")
+
+
+def _check_host_life(spec: GuestSpec) -> None:
+    if not 0 <= spec.autostart_order <= MAX_ORDER:
+        raise InvalidInput(
+            f"The order {spec.autostart_order} is not possible.",
+            hint=f"Use 0 to {MAX_ORDER}; lower ones start first.",
+            field="autostart_order",
+        )
+    for field in ("autostart_delay", "shutdown_timeout"):
+        seconds = getattr(spec, field)
+        if not 0 <= seconds <= LONGEST:
+            raise InvalidInput(
+                f"{seconds:g} seconds are not possible.",
+                hint="Use 0 seconds to 1 hour.",
+                field=field,
+            )
 
 
 PENDING_FIELDS = (

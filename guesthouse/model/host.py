@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guesthouse.model.document import Noun
+from guesthouse.model.document import Document, Noun
 
 
 class Capability(Noun, kw_only=True, frozen=True):
@@ -51,3 +51,23 @@ class HostFacts(Noun, kw_only=True, frozen=True):
 
     def capability(self, name: str) -> Capability | None:
         return next((c for c in self.capabilities if c.name == name), None)
+
+
+class PendingAutostart(Noun, kw_only=True, frozen=True):
+    """Guests are to be started after a boot, and the job for it may not have been submitted yet.
+
+    :ivar job: the id that it gets. :ivar ran: ids of the guests that ran when the host went down.
+    """
+
+    job: str
+    ran: tuple[str, ...] = ()
+
+
+class HostRecord(Document, kw_only=True, frozen=True):
+    """What a house remembers of its host.
+
+    :ivar boot_id: /proc/sys/kernel/random/boot_id when a daemon ran last.
+    """
+
+    boot_id: str
+    autostart: PendingAutostart | None = None

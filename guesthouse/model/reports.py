@@ -13,7 +13,17 @@ from msgspec import Meta, structs
 
 from guesthouse.model.device import Protocol, Publish
 from guesthouse.model.document import Noun
-from guesthouse.model.guest import MAX_CPUS, MIN_MEMORY, Firmware, Guest, OnPanic
+from guesthouse.model.guest import (
+    LONGEST,
+    MAX_CPUS,
+    MAX_ORDER,
+    MIN_MEMORY,
+    Autostart,
+    Firmware,
+    Guest,
+    OnPanic,
+    ShutdownAction,
+)
 from guesthouse.model.image import Image
 
 # JSON readers written in JavaScript keep integers exact up to 2**53.
@@ -26,6 +36,8 @@ Memory = Annotated[
 DiskSize = Annotated[int, Meta(ge=1, le=_LARGEST, description="Size of the root disk in bytes.")]
 Seconds = Annotated[float, Meta(ge=0, le=86_400, description="Seconds, at most a day.")]
 Line = Annotated[str, Meta(max_length=256)]
+HostSeconds = Annotated[float, Meta(ge=0, le=LONGEST, description="Seconds, at most an hour.")]
+Order = Annotated[int, Meta(ge=0, le=MAX_ORDER, description="Lower ones start first.")]
 Text = Annotated[str, Meta(max_length=4096)]
 
 
@@ -98,6 +110,18 @@ class RestartRequest(Noun, kw_only=True, frozen=True):
 
 
 class EmptyRequest(Noun, kw_only=True, frozen=True):
+class StopGuestsRequest(Noun, kw_only=True, frozen=True):
+    """Stop every guest, as for a shutdown of the host.
+
+    :ivar action: null does what each guest's `shutdown_action` says; `stop` and `kill` do that to
+        all of them, also to those that would be left running.
+    :ivar timeout: seconds to power off before a guest is killed; null takes each guest's own.
+    """
+
+    action: ShutdownAction | None = None
+    timeout: HostSeconds | None = None
+
+
     """A verb without options: pause, resume, reset, power-button."""
 
 
@@ -117,6 +141,11 @@ class SetRequest(Noun, kw_only=True, frozen=True):
     description: Text | None = None
     cpu: Line | None = None
     display: bool | None = None
+    autostart: Autostart | None = None
+    autostart_order: Order | None = None
+    autostart_delay: HostSeconds | None = None
+    shutdown_action: ShutdownAction | None = None
+    shutdown_timeout: HostSeconds | None = None
     firmware: Firmware | None = None
     accelerator: Accelerator | None = None
     on_panic: OnPanic | None = None

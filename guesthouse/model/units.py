@@ -1,4 +1,4 @@
-"""Sizes and shares as people write them."""
+"""Sizes, shares and spans of time as people write them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from guesthouse.errors import InvalidInput
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?B)?", re.IGNORECASE | re.ASCII)
 _FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _LARGEST = 1 << 60
+_SPAN = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|min|h|d)?", re.IGNORECASE | re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str, *, field: str = "size") -> int:
@@ -62,3 +64,19 @@ def parse_share(text: str, *, field: str = "share") -> float:
             field=field,
         )
     return float(body) * factor
+
+
+def parse_seconds(text: str, *, field: str = "time") -> float:
+    """Seconds of a span such as `5s`, `90`, `2m`, `1.5h`.
+
+    :raise InvalidInput: not a span of time, or negative.
+    """
+    match = _SPAN.fullmatch(text.strip())
+    if not match:
+        raise InvalidInput(
+            f"{text!r} is not a span of time.",
+            hint="Write a number and a unit: 5s, 2m, 1h; a number alone is seconds.",
+            field=field,
+        )
+    number, unit = match.groups()
+    return float(number) * _SECONDS[(unit or "s").lower()]

@@ -8,6 +8,7 @@ from guesthouse.jobs.registry import Registry
 from guesthouse.operations.creation import Launch
 from guesthouse.operations.deletion import DeleteGuest
 from guesthouse.operations.editing import PublishPort, Rename, SetGuest, UnpublishPort
+from guesthouse.operations.hosting import StartGuests, StopGuests
 from guesthouse.operations.lifecycle import (
     Pause,
     PowerButton,
@@ -45,4 +46,6 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))
     registry.register(RemoveImage(rooms.catalogue))
     registry.register(Collect(rooms.documents, rooms.view, rooms.pool))
+    registry.register(StartGuests(rooms))
+    registry.register(StopGuests(rooms))
     return registry

@@ -8,10 +8,12 @@ from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, Revisio
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Nic, Protocol, Publish
 from guesthouse.model.guest import (
+    Autostart,
     Firmware,
     Guest,
     GuestSpec,
     OnPanic,
+    ShutdownAction,
     check_spec,
     pending_changes,
 )
@@ -35,6 +37,11 @@ class SetParams(GuestParams, kw_only=True, frozen=True):
     disk: int | None = None
     description: str | None = None
     cpu: str | None = None
+    autostart: Autostart | None = None
+    autostart_order: int | None = None
+    autostart_delay: float | None = None
+    shutdown_action: ShutdownAction | None = None
+    shutdown_timeout: float | None = None
     display: bool | None = None
     firmware: Firmware | None = None
     accelerator: str | None = None

@@ -41,6 +41,7 @@ from guesthouse.model.reports import (
     RestartRequest,
     SetRequest,
     StartRequest,
+    StopGuestsRequest,
     StopRequest,
     UnpublishRequest,
 )
@@ -53,6 +54,7 @@ from guesthouse.operations.editing import (
     UnpublishParams,
 )
 from guesthouse.operations.lifecycle import (
+from guesthouse.operations.hosting import HOST_LOCK, StartGuests, StopGuestsParams
     GuestParams,
     RestartParams,
     StartParams,
@@ -268,6 +270,19 @@ class House:
         )
 
     # --- Streams and channels ----------------------------------------------------------------
+
+    async def stop_guests(self, request: StopGuestsRequest, requester: str) -> Job:
+        holder = self.jobs.holder(HOST_LOCK)
+        if holder is not None and (await self.jobs.get(holder)).kind == StartGuests.kind:
+            await self.jobs.interrupt(holder, "The host goes down.")
+        params = StopGuestsParams(boot_id=self.facts.boot_id, **msgspec.structs.asdict(request))
+        return await self.jobs.submit(
+            "host.stop-guests",
+            params,
+            target_name="host",
+            requester=requester,
+            dedupe=f"{request.action}, {request.timeout}",
+        )
 
     async def screenshot(self, ref: str) -> bytes:
         guest = self.view.guest(ref)

@@ -23,6 +23,8 @@ from guesthouse.store.documents import GUESTS
 S = GuestState
 STARTABLE = frozenset({S.STOPPED, S.FAILED})
 STOPPABLE = LIVE
+HOST_SHUTDOWN = "host-shutdown"
+"""Reason of a guest that was stopped because its host went down."""
 
 
 class GuestParams(Noun, kw_only=True, frozen=True):
@@ -80,10 +82,23 @@ async def wait_ready(
 
 
 class StopParams(GuestParams, kw_only=True, frozen=True):
-    """:ivar timeout: seconds to ask politely before the process is killed."""
+    """:ivar timeout: seconds to ask politely before the process is killed.
+
+    :ivar with_host: the host goes down, and all guests with it.
+    """
 
     force: bool = False
     timeout: float = 60.0
+    with_host: bool = False
+
+    @property
+    def cause(self) -> str:
+        """Reason of the status that tells of it."""
+        return HOST_SHUTDOWN if self.with_host else "user"
+
+    @property
+    def by(self) -> str:
+        return "with its host" if self.with_host else "by the user"
 
 
 class Stop(GuestOperation[StopParams]):
@@ -105,7 +120,7 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
     live = rooms.live.get(guest.id)
     if live is None:  # failed, or ended by itself a moment ago: only the record is to be settled
         await rooms.documents.guests.update(
-            guest.id, lambda g: end_status(g, S.STOPPED, "user", "stopped")
+            guest.id, lambda g: end_status(g, S.STOPPED, params.cause, f"stopped {params.by}")
         )
         return "it had ended already"
     await ctx.step("stop")
@@ -113,7 +128,7 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
     if not params.force:
         ctx.undo(lambda: _not_stopped(rooms, guest.id))
         await rooms.documents.guests.update(
-            guest.id, lambda g: with_state(g, S.STOPPING, "user", "asked to power off")
+            guest.id, lambda g: with_state(g, S.STOPPING, params.cause, "asked to power off")
         )
         if await _is_paused(live.running):
             await live.running.resume()  # a paused guest cannot hear that it shall power off
@@ -124,10 +139,12 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
         await live.running.kill()
         how = "killed as asked" if params.force else f"killed after {params.timeout:.0f} s"
         reason = "killed"
+    if params.with_host:
+        reason = params.cause
     await exited(rooms, guest.id, live.incarnation)
 
     def stopped(current: Guest) -> Guest:
-        return end_status(current, S.STOPPED, reason, f"stopped by the user: {how}")
+        return end_status(current, S.STOPPED, reason, f"stopped {params.by}: {how}")
 
     await ctx.insist(lambda: rooms.documents.guests.update(guest.id, stopped))
     return how

@@ -44,10 +44,11 @@ class Supervisor:
         self._spawn(self._follow(guest.id, live), f"follow {guest.name}")
         self._spawn(follow_readiness(self.rooms, guest, live), f"readiness {guest.name}")
 
-    def _spawn(self, work: object, name: str) -> None:
+    def _spawn(self, work: object, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]  # any coroutine of ours
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -138,9 +139,9 @@ class Supervisor:
                 "guest %s: its agent does not tell whether it is frozen: %s", guest.name, error
             )
 
-    def settle_soon(self, guest_id: str, incarnation: int, end: Exit) -> None:
+    def settle_soon(self, guest_id: str, incarnation: int, end: Exit) -> asyncio.Task[None]:
         """As `settle`, without waiting for the jobs that hold the guest."""
-        self._spawn(self.settle(guest_id, incarnation, end), f"settle {guest_id}")
+        return self._spawn(self.settle(guest_id, incarnation, end), f"settle {guest_id}")
 
     async def settle(self, guest_id: str, incarnation: int, end: Exit) -> None:
         """Have an end recorded by a job, unless whoever holds the guest now records it.

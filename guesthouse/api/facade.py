@@ -130,10 +130,10 @@ class House(Protocol):
         """Start a garbage collection of the storage."""
         ...
 
-    def request_stop(self) -> None:
-        """Ask the daemon to stop; returns at once. Guests live on."""
-        ...
     async def stop_guests(self, request: StopGuestsRequest, requester: str) -> Job:
         """Stop all guests, as for a shutdown of the host."""
         ...
 
+    def request_stop(self) -> None:
+        """Ask the daemon to stop; returns at once. Guests live on."""
+        ...

@@ -70,11 +70,11 @@ class House:
         """Remove layers that nothing refers to any more."""
         return self._write("POST", "/v1/storage/collect", EmptyRequest())
 
-    # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
     def stop_guests(self, request: StopGuestsRequest) -> Job:
         """Stop every guest, as for a shutdown of the host."""
         return self._write("POST", "/v1/host/stop-guests", request)
 
+    # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
 
     def guests(self) -> list[GuestView]:
         return self._get("/v1/guests", list[GuestView])

@@ -35,9 +35,9 @@ Memory = Annotated[
 ]
 DiskSize = Annotated[int, Meta(ge=1, le=_LARGEST, description="Size of the root disk in bytes.")]
 Seconds = Annotated[float, Meta(ge=0, le=86_400, description="Seconds, at most a day.")]
-Line = Annotated[str, Meta(max_length=256)]
 HostSeconds = Annotated[float, Meta(ge=0, le=LONGEST, description="Seconds, at most an hour.")]
 Order = Annotated[int, Meta(ge=0, le=MAX_ORDER, description="Lower ones start first.")]
+Line = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
 
 
@@ -109,7 +109,6 @@ class RestartRequest(Noun, kw_only=True, frozen=True):
     timeout: Seconds = 60.0
 
 
-class EmptyRequest(Noun, kw_only=True, frozen=True):
 class StopGuestsRequest(Noun, kw_only=True, frozen=True):
     """Stop every guest, as for a shutdown of the host.
 
@@ -122,6 +121,7 @@ class StopGuestsRequest(Noun, kw_only=True, frozen=True):
     timeout: HostSeconds | None = None
 
 
+class EmptyRequest(Noun, kw_only=True, frozen=True):
     """A verb without options: pause, resume, reset, power-button."""
 
 
@@ -140,12 +140,12 @@ class SetRequest(Noun, kw_only=True, frozen=True):
     disk: DiskSize | None = None
     description: Text | None = None
     cpu: Line | None = None
-    display: bool | None = None
     autostart: Autostart | None = None
     autostart_order: Order | None = None
     autostart_delay: HostSeconds | None = None
     shutdown_action: ShutdownAction | None = None
     shutdown_timeout: HostSeconds | None = None
+    display: bool | None = None
     firmware: Firmware | None = None
     accelerator: Accelerator | None = None
     on_panic: OnPanic | None = None

@@ -43,9 +43,9 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         UnpublishPort,
     ):
         registry.register(kind(rooms))
+    registry.register(StartGuests(rooms))
+    registry.register(StopGuests(rooms))
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))
     registry.register(RemoveImage(rooms.catalogue))
     registry.register(Collect(rooms.documents, rooms.view, rooms.pool))
-    registry.register(StartGuests(rooms))
-    registry.register(StopGuests(rooms))
     return registry

@@ -53,8 +53,8 @@ from guesthouse.operations.editing import (
     SetParams,
     UnpublishParams,
 )
-from guesthouse.operations.lifecycle import (
 from guesthouse.operations.hosting import HOST_LOCK, StartGuests, StopGuestsParams
+from guesthouse.operations.lifecycle import (
     GuestParams,
     RestartParams,
     StartParams,
@@ -247,6 +247,19 @@ class House:
             "storage.collect", CollectParams(), requester=requester, dedupe="storage"
         )
 
+    async def stop_guests(self, request: StopGuestsRequest, requester: str) -> Job:
+        holder = self.jobs.holder(HOST_LOCK)
+        if holder is not None and (await self.jobs.get(holder)).kind == StartGuests.kind:
+            await self.jobs.interrupt(holder, "The host goes down.")
+        params = StopGuestsParams(boot_id=self.facts.boot_id, **msgspec.structs.asdict(request))
+        return await self.jobs.submit(
+            "host.stop-guests",
+            params,
+            target_name="host",
+            requester=requester,
+            dedupe=f"{request.action}, {request.timeout}",
+        )
+
     async def _submit(
         self, kind: str, params: type[GuestParams], ref: str, request: Noun, requester: str
     ) -> Job:
@@ -270,19 +283,6 @@ class House:
         )
 
     # --- Streams and channels ----------------------------------------------------------------
-
-    async def stop_guests(self, request: StopGuestsRequest, requester: str) -> Job:
-        holder = self.jobs.holder(HOST_LOCK)
-        if holder is not None and (await self.jobs.get(holder)).kind == StartGuests.kind:
-            await self.jobs.interrupt(holder, "The host goes down.")
-        params = StopGuestsParams(boot_id=self.facts.boot_id, **msgspec.structs.asdict(request))
-        return await self.jobs.submit(
-            "host.stop-guests",
-            params,
-            target_name="host",
-            requester=requester,
-            dedupe=f"{request.action}, {request.timeout}",
-        )
 
     async def screenshot(self, ref: str) -> bytes:
         guest = self.view.guest(ref)

@@ -149,7 +149,7 @@ async def run(
         copies = CopyKeeper(rooms)
         boot = Boot(rooms, jobs)
         rooms.live.on_added = supervisor.add
-        house = make_house(rooms, jobs, keeper, probed, stop)
+        house = make_house(rooms, jobs, keeper, probed, stop, supervised=say.supervised)
         try:
             if not house.info().read_only:
                 copies.start()
@@ -212,7 +212,13 @@ async def stop_guests(house: House, stop: asyncio.Event) -> None:
 
 
 def make_house(
-    rooms: Rooms, jobs: JobRunner, keeper: KeeperLink, probed: HostProbe, stop: asyncio.Event
+    rooms: Rooms,
+    jobs: JobRunner,
+    keeper: KeeperLink,
+    probed: HostProbe,
+    stop: asyncio.Event,
+    *,
+    supervised: bool,
 ) -> House:
     """The facade that the API talks to."""
 
@@ -233,6 +239,7 @@ def make_house(
             started_at=time.time(),
             socket=str(rooms.folders.socket),
             state_folder=str(rooms.folders.state),
+            supervised=supervised,
         ),
     )
 
@@ -243,6 +250,10 @@ class SayReady:
     def __init__(self, fd: int | None, service: ServiceManager) -> None:
         self._fd = fd
         self._service = service
+
+    @property
+    def supervised(self) -> bool:
+        return self._service.present
 
     def ready(self) -> None:
         self._say(b"ok\n")

@@ -12,10 +12,10 @@ from guesthouse.cli.command import command, complete_guests, guest_argument
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.errors import InvalidInput
-from guesthouse.model.guest import Firmware, OnPanic
+from guesthouse.model.guest import Autostart, Firmware, OnPanic, ShutdownAction
 from guesthouse.model.names import check_name
 from guesthouse.model.reports import Accelerator
-from guesthouse.model.units import parse_size
+from guesthouse.model.units import parse_seconds, parse_size
 
 
 @command("rename", examples=[("guest rename web web-old", "Its disks, ports and id stay")])
@@ -35,6 +35,8 @@ def rename(old: str, new: str) -> None:
         ("guest set web memory=4G cpus=4", "Takes effect at the next start if it runs"),
         ("guest set web disk=30G", "Disks only grow"),
         ("guest set web description='the one behind the proxy'", ""),
+        ("guest set db autostart=on autostart.order=10 autostart.delay=20s", "Up with its host"),
+        ("guest set db shutdown.timeout=5m", "Longer to end its work when the host goes down"),
     ],
 )
 @guest_argument()
@@ -51,6 +53,13 @@ def set_guest(name: str, changes: tuple[str, ...]) -> None:
     cpu=MODEL           CPU model; empty lets the house choose
     firmware=bios|uefi
     accelerator=auto|kvm|tcg
+    autostart=on|off|last
+                        start it after its host was; 'last' if it ran before
+    autostart.order=10  lower ones start first and stop last
+    autostart.delay=20s after its start, before the next one
+    shutdown.action=stop|kill|leave
+                        what becomes of it when its host goes down
+    shutdown.timeout=2m to power off then, before it is killed
     on-panic=stop|pause what happens when the guest's kernel panics
     """
     wanted = dict(parse_change(text) for text in changes)
@@ -73,7 +82,7 @@ def parse_change(text: str) -> tuple[str, Any]:
     :raise InvalidInput: not of that shape, no such key, or a value that cannot be.
     """
     key, equals, value = text.partition("=")
-    field = key.strip().replace("-", "_")
+    field = _field(key.strip())
     reader = _READERS.get(field)
     if not equals or reader is None:
         raise _no_key(text, key if equals else text)
@@ -90,13 +99,33 @@ def parse_change(text: str) -> tuple[str, Any]:
 def _no_key(text: str, key: str) -> InvalidInput:
     from difflib import get_close_matches
 
-    near = get_close_matches(key.replace("-", "_"), _READERS, n=1)
-    known = ", ".join(name.replace("_", "-") for name in _READERS)
+    near = get_close_matches(_field(key), _READERS, n=1)
+    known = ", ".join(_key(field) for field in _READERS)
     return InvalidInput(
         f"{text!r} changes nothing: write KEY=VALUE, where KEY is one of {known}.",
-        hint=f"Did you mean {near[0].replace('_', '-')}=…?" if near else "See: guest set --help",
+        hint=f"Did you mean {_key(near[0])}=…?" if near else "See: guest set --help",
         field=key,
     )
+
+
+def _field(key: str) -> str:
+    """The API's name of what a key changes."""
+    return key.replace("-", "_").replace(".", "_")
+
+
+def _key(field: str) -> str:
+    """As `set --help` writes it."""
+    family, _, rest = field.partition("_")
+    return f"{family}.{rest}" if rest and family in _FAMILIES else field.replace("_", "-")
+
+
+_FAMILIES = frozenset({"autostart", "shutdown"})
+
+
+def _autostart(text: str) -> str:
+    if text.lower() in _SWITCHES:
+        return (Autostart.ON if _SWITCHES[text.lower()] else Autostart.OFF).value
+    return Autostart(text).value
 
 
 def _switch(text: str) -> bool:
@@ -114,6 +143,11 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "description": lambda text, _: text,
     "display": lambda text, _: _switch(text),
     "cpu": lambda text, _: text,
+    "autostart": lambda text, _: _autostart(text),
+    "autostart_order": lambda text, _: int(text),
+    "autostart_delay": lambda text, field: parse_seconds(text, field=field),
+    "shutdown_action": lambda text, _: ShutdownAction(text).value,
+    "shutdown_timeout": lambda text, field: parse_seconds(text, field=field),
     "firmware": lambda text, _: Firmware(text).value,
     "accelerator": lambda text, _: Accelerator(text).value,
     "on_panic": lambda text, _: OnPanic(text).value,
@@ -121,6 +155,9 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
 
 _KINDS = {
     "cpus": "a number",
+    "autostart": ", ".join(one.value for one in Autostart),
+    "autostart_order": "a number",
+    "shutdown_action": ", ".join(one.value for one in ShutdownAction),
     "display": "on or off",
     "firmware": " or ".join(one.value for one in Firmware),
     "accelerator": ", ".join(one.value for one in Accelerator),

@@ -11,15 +11,22 @@ import click
 
 from guesthouse import __version__
 from guesthouse.cli import output
-from guesthouse.cli.command import command, json_option
+from guesthouse.cli.command import command, json_option, positive
 from guesthouse.cli.family import Family
+from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.rows import span
+from guesthouse.cli.session import open_house
 from guesthouse.client.house import House
-from guesthouse.client.start import find, start_personal
+from guesthouse.client.start import find, reach, start_personal
 from guesthouse.errors import DaemonUnreachable, DeadlineExceeded, Forbidden
+from guesthouse.model.guest import ShutdownAction
+from guesthouse.model.reports import StopGuestsRequest
 
 STOP_TIMEOUT = 60.0
 """Seconds for the daemon to end its work; running jobs are put down where they can go on."""
+
+EACH = "each"
+"""Guests stop as each one's settings say."""
 
 
 @click.group(
@@ -58,20 +65,76 @@ def start() -> None:
     if about is None:
         house = House(start_personal(tell=output.note).transport)
         about = house.raw("/v1")
+        linger = house.facts().capability("linger")
+        if linger is not None and not linger.available:
+            output.warning(linger.reason, f"Let them go on: {linger.cure}")
         output.result(f"Started the daemon (pid {about['pid']}, {about['mode']})")
     else:
         output.result(f"The daemon runs already (pid {about['pid']}, {about['mode']})")
 
 
-@command("stop", examples=[("guest daemon stop", "Guests run on")])
-def stop() -> None:
-    """Stop the daemon. Guests run on; jobs go on when it is started again."""
+@command(
+    "stop",
+    examples=[
+        ("guest daemon stop", "Guests run on"),
+        ("guest daemon stop --guests", "Before the host goes down: each as its settings say"),
+        ("guest daemon stop --guests=kill", "All at once, without asking them"),
+    ],
+)
+@click.option(
+    "--guests",
+    type=click.Choice([EACH, "stop", "kill"]),
+    is_flag=False,
+    flag_value=EACH,
+    default=None,
+    help="Stop all guests first: as each one's shutdown.action says, or all in one way.",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=None,
+    metavar="SECONDS",
+    help="How long a guest may take before it is killed, in place of its shutdown.timeout.",
+)
+def stop(guests: str | None, timeout: float | None) -> int:
+    """Stop the daemon. Guests run on; jobs go on when it is started again.
+
+    With --guests the guests are stopped before, the last in their order first, as when the host
+    goes down. The exit code is 7 when some of them did not stop; the daemon is stopped all the
+    same.
+    """
+    positive(timeout, "--timeout")
+    if guests is None and timeout is not None:
+        raise click.UsageError("--timeout is for --guests.")
     about = _about()
+    code = 0
+    if guests is not None:
+        house = open_house()
+        about = house.raw("/v1")
+        code = _stop_guests(house, guests, timeout)
     if about is None:
         output.result("No daemon runs")
-        return
+        return code
     _stop(about)
-    output.result(f"Stopped the daemon (pid {about['pid']}); guests run on")
+    rest = "; guests run on" if guests is None else ""
+    output.result(f"Stopped the daemon (pid {about['pid']}){rest}")
+    return code
+
+
+def _stop_guests(house: House, how: str, timeout: float | None) -> int:
+    """Stop them and say what became of each; returns the exit code."""
+    action = None if how == EACH else ShutdownAction(how)
+    request = StopGuestsRequest(action=action, timeout=timeout)
+    (job,) = carry_out(house, [Wish("guests", lambda: house.stop_guests(request))])
+    result = job.result or {}
+    for name, way in result.get("stopped", {}).items():
+        output.result(f"Stopped {name}: {way}")
+    for name in result.get("left", ()):
+        output.result(f"Left {name} running, as its shutdown.action says")
+    failed = result.get("failed", {})
+    for name, why in failed.items():
+        output.error(DeadlineExceeded(why), about=name)
+    return DeadlineExceeded.exit_code if failed else 0
 
 
 @command("restart", examples=[("guest daemon restart", "After an upgrade of Guesthouse")])
@@ -85,7 +148,8 @@ def restart() -> None:
                 hint="Restart it with: systemctl restart guesthouse",
             )
         _stop(about)
-    house = House(start_personal(tell=output.note).transport)
+    # Where a service manager listens in its place, reaching for it starts it.
+    house = House(reach(tell=output.note).transport)
     output.result(f"Restarted the daemon (pid {house.raw('/v1')['pid']})")
 
 
@@ -141,14 +205,21 @@ def _rows(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("Socket", str(about.get("socket"))),
         ("State", str(about.get("state_folder"))),
     ]
-    log = os.path.join(str(about.get("state_folder")), "daemon.log")
-    if about.get("mode") == "personal":
-        rows.append(("Log", log))
+    rows.append(("Log", _log(about)))
     if about.get("read_only"):
         rows.append(("Read only", str(about["read_only"])))
     for key, why in (about.get("quarantined") or {}).items():
         rows.append(("Set aside", f"{key}: {why}"))
     return rows
+
+
+def _log(about: dict[str, Any]) -> str:
+    if about.get("supervised"):
+        user = "--user " if about.get("mode") == "personal" else ""
+        return f"journalctl {user}-u guesthouse"
+    if about.get("mode") == "personal":
+        return os.path.join(str(about.get("state_folder")), "daemon.log")
+    return "where its standard error leads"
 
 
 def _version(version: str) -> str:

@@ -14,6 +14,7 @@ from guesthouse.cli.session import open_house
 from guesthouse.cli.table import show
 from guesthouse.client.house import guest_path
 from guesthouse.errors import InvalidTransition
+from guesthouse.model.guest import Autostart, ShutdownAction
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -47,7 +48,7 @@ def info(name: str, as_json: bool, argv: bool) -> None:
             )
         show(shlex.join(guest.launch.argv) + "\n")
         return
-    output.pairs([*_what(guest), *_how(guest), *_where(guest)])
+    output.pairs([*_what(guest), *_host_life(guest), *_how(guest), *_where(guest)])
 
 
 def _what(guest: GuestView) -> list[tuple[str, str]]:
@@ -70,6 +71,18 @@ def _what(guest: GuestView) -> list[tuple[str, str]]:
     for disk in spec.disks:
         suffix = ", read only" if disk.read_only else ""
         rows.append((f"Disk {disk.name}", f"{format_size(disk.size)}{suffix}"))
+    return rows
+
+
+def _host_life(guest: GuestView) -> list[tuple[str, str]]:
+    """What differs from the usual when the host comes up and goes down."""
+    spec, rows = guest.spec, []
+    if spec.autostart is not Autostart.OFF:
+        when = "if it ran before" if spec.autostart is Autostart.LAST else "always"
+        delay = f", then {spec.autostart_delay:g} s" if spec.autostart_delay else ""
+        rows.append(("Autostart", f"{when}, order {spec.autostart_order}{delay}"))
+    if spec.shutdown_action is not ShutdownAction.STOP:
+        rows.append(("With its host", f"{spec.shutdown_action.value} it"))
     return rows
 
 

@@ -190,6 +190,33 @@ def of_tun(path: Path = _TUN) -> Capability:
     return Capability(name="tun", available=True, reason=f"{path} can be opened.")
 
 
+def of_linger(
+    runtime: str, uid: int, name: str, *, run: Path = Path("/run"), var: Path = Path("/var/lib")
+) -> Capability:
+    """May guests go on after the user's last session ended?
+
+    systemd then removes /run/user/UID, where the sockets are, and ends what its user manager
+    started, unless the user lingers (logind.conf(5), loginctl(1)).
+
+    :param runtime: XDG_RUNTIME_DIR.
+    """
+    if not (run / "systemd" / "system").is_dir():
+        reason = "No systemd runs here, which would end things when you log out."
+    elif not Path(runtime).is_relative_to(run / "user"):
+        reason = "Nothing of this house belongs to a login session."
+    elif (var / "systemd" / "linger" / name).exists():
+        reason = f"What {name} runs goes on after the last session."
+    else:
+        return Capability(
+            name="linger",
+            available=False,
+            reason=f"When the last session of {name} ends, systemd takes the sockets of this house "
+            "away, and may end its guests.",
+            cure="loginctl enable-linger" if uid else f"loginctl enable-linger {name}",
+        )
+    return Capability(name="linger", available=True, reason=reason)
+
+
 def of_cgroups(proc: Path = Path("/proc/self")) -> Capability:
     """May we limit guests by groups of our own?"""
     mounts = (proc / "mountinfo").read_text()

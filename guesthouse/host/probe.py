@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import pwd
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ async def probe(
         capabilities.of_subids(),
         capabilities.of_tun(),
         capabilities.of_cgroups(),
+        capabilities.of_linger(env.get("XDG_RUNTIME_DIR", ""), os.geteuid(), user_name()),
     ]
     accelerator, reason = choose(verdict)
     return HostFacts(
@@ -81,6 +83,15 @@ async def probe(
         capabilities=tuple(found),
         probed_at=time.time(),
     )
+
+
+def user_name() -> str:
+    """Who we are, or our uid where nobody gave it a name."""
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def choose(verdict: KvmVerdict | None) -> tuple[str, str]:

@@ -294,6 +294,7 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     """Who answers.
 
     :ivar started_at: seconds since the epoch.
+    :ivar supervised: a service manager started it, and has its log.
     :ivar read_only: why the house refuses every change; empty when it does not.
     :ivar quarantined: documents that do not parse: their keys, and why.
     """
@@ -306,6 +307,7 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     started_at: float
     socket: str
     state_folder: str
+    supervised: bool = False
     read_only: str = ""
     quarantined: dict[str, str] = {}
 

@@ -47,6 +47,7 @@ from guesthouse.store.view import View
 from guesthouse.supervisor.booting import Boot
 from guesthouse.supervisor.copies import CopyKeeper
 from guesthouse.supervisor.following import Supervisor
+from guesthouse.supervisor.housekeeping import Housekeeping
 from guesthouse.supervisor.reattaching import reattach, settle_idle
 
 log = logging.getLogger("guesthouse")
@@ -147,6 +148,7 @@ async def run(
         )
         supervisor = Supervisor(rooms, jobs)
         copies = CopyKeeper(rooms)
+        housekeeping = Housekeeping(rooms, jobs)
         boot = Boot(rooms, jobs)
         rooms.live.on_added = supervisor.add
         house = make_house(rooms, jobs, keeper, probed, stop, supervised=say.supervised)
@@ -159,6 +161,7 @@ async def run(
                 await jobs.recover()
                 settling = [supervisor.settle_soon(*end) for end in ended]
                 await settle_idle(rooms)
+                housekeeping.start()
                 boot.start_guests(settling)
             if shutdown_guests:
                 await stop_guests(house, stop)
@@ -169,6 +172,7 @@ async def run(
             if passed is None:
                 folders.socket.unlink(missing_ok=True)
             await boot.close()
+            await housekeeping.close()
             await jobs.close()
             await supervisor.close()
             await copies.close()

@@ -28,6 +28,7 @@ from guesthouse.api.routes.guests import GUEST_ROUTES
 from guesthouse.api.routes.host import HOST_ROUTES
 from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
+from guesthouse.api.routes.trash import TRASH_ROUTES
 from guesthouse.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *DAEMON_ROUTES,
             *GUEST_ROUTES,
             *STREAM_ROUTES,
+            *TRASH_ROUTES,
             *IMAGE_ROUTES,
             *JOB_ROUTES,
             *EVENT_ROUTES,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StartRequest,
         StopGuestsRequest,
         StopRequest,
+        UndeleteRequest,
         UnpublishRequest,
     )
     from guesthouse.store.view import View
@@ -88,6 +89,18 @@ class House(Protocol):
     async def set_guest(self, ref: str, request: SetRequest, requester: str) -> Job: ...
 
     async def delete_guest(self, ref: str, request: DeleteRequest, requester: str) -> Job: ...
+
+    def trash(self) -> list[GuestView]:
+        """What is in the trash, the last one moved there first."""
+        ...
+
+    async def undelete(self, ref: str, request: UndeleteRequest, requester: str) -> Job:
+        """:param ref: of a guest in the trash; of several of one name the last one moved there."""
+        ...
+
+    async def purge(self, ref: str, requester: str) -> Job:
+        """Delete a guest of the trash for good; `ref` as for `undelete`."""
+        ...
 
     async def publish(self, ref: str, request: Publish, requester: str) -> Job: ...
 

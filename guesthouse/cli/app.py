@@ -46,6 +46,8 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "resume": Place("guests", "resume", "Let paused guests go on."),
         "reset": Place("guests", "reset", "Press the reset button of guests."),
         "rm": Place("remove", "rm", "Remove guests and their disks."),
+        "undelete": Place("trash", "undelete", "Bring a removed guest back from the trash."),
+        "trash": Place("trash", "trash", "The trash: removed guests that can be brought back."),
         "rename": Place("change", "rename", "Give a guest another name."),
         "set": Place("change", "set_guest", "Change what a guest has: cpus, memory, disk, …"),
     },
@@ -83,6 +85,7 @@ ELSEWHERE = {
     "mv": "rename", "update": "set", "config": "set", "ssh": "shell", "attach": "console",
     "copy": "cp", "push": "cp", "pull": "cp", "transfer": "cp", "log": "logs", "port": "publish",
     "expose": "publish", "images": "image ls", "build": "image build", "jobs": "job ls",
+    "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""
 

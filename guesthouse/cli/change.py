@@ -61,6 +61,7 @@ def set_guest(name: str, changes: tuple[str, ...]) -> None:
                         what becomes of it when its host goes down
     shutdown.timeout=2m to power off then, before it is killed
     on-panic=stop|pause what happens when the guest's kernel panics
+    protected=on|off    'guest rm' refuses to remove it
     """
     wanted = dict(parse_change(text) for text in changes)
     house = open_house()
@@ -151,6 +152,7 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "firmware": lambda text, _: Firmware(text).value,
     "accelerator": lambda text, _: Accelerator(text).value,
     "on_panic": lambda text, _: OnPanic(text).value,
+    "protected": lambda text, _: _switch(text),
 }
 
 _KINDS = {
@@ -162,4 +164,5 @@ _KINDS = {
     "firmware": " or ".join(one.value for one in Firmware),
     "accelerator": ", ".join(one.value for one in Accelerator),
     "on_panic": " or ".join(one.value for one in OnPanic),
+    "protected": "on or off",
 }

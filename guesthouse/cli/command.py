@@ -92,6 +92,14 @@ def complete_guests(
     ]
 
 
+def complete_trash(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of guests in the trash."""
+    names = dict.fromkeys(guest["name"] for guest in _live("/v1/trash"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def complete_images(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

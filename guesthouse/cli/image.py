@@ -109,6 +109,7 @@ def image_info(name: str, as_json: bool) -> None:
         ("Source", made.source),
         ("Digest", made.digest),
         ("Used by", ", ".join(made.in_use_by) or "no guest"),
+        *([("In the trash", ", ".join(made.in_use_by_trash))] if made.in_use_by_trash else []),
     ]
     rows += [(f"os {key}", value) for key, value in sorted(made.os.items())]
     rows += [(key, value) for key, value in sorted(made.facts.items())]

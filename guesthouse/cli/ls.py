@@ -20,12 +20,18 @@ from guesthouse.cli.table import colourful, show, terminal_width
     ],
 )
 @click.option("--quiet", "-q", is_flag=True, help="Names only.")
+@click.option("--trash", is_flag=True, help="Those that were removed, see 'guest trash'.")
 @json_option
-def ls(quiet: bool, as_json: bool) -> None:
+def ls(quiet: bool, trash: bool, as_json: bool) -> None:
     """List the guests.
 
     A column that does not fit the terminal is left out; 'guest info' shows everything.
     """
+    if trash:
+        from guesthouse.cli.trash import list_trash
+
+        list_trash(as_json, quiet=quiet)
+        return
     house = open_house()
     guests = house.raw("/v1/guests")
     if as_json:

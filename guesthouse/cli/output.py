@@ -52,17 +52,20 @@ def pairs(rows: list[tuple[str, str]]) -> None:
             head = " " * left
 
 
-def confirm(question: str, *, yes: bool, retry: str) -> bool:
-    """Ask before something that cannot be taken back.
+def confirm(
+    question: str, *, yes: bool, retry: str, why: str = "This cannot be taken back"
+) -> bool:
+    """Ask before something that may not be meant.
 
     :param yes: `--yes` was given. :param retry: the command that needs no question.
+    :param why: why there is a question.
     :raise InvalidInput: nobody is there to answer.
     """
     if yes:
         return True
     if not (os.isatty(0) and os.isatty(2)):
         raise InvalidInput(
-            "This cannot be taken back, and there is no terminal to ask at.",
+            f"{why}, and there is no terminal to ask at.",
             hint=f"If you mean it: {retry}",
         )
     _say(f"{question} [y/N] ", end="")

@@ -10,6 +10,8 @@ from guesthouse.cli import output
 from guesthouse.cli.command import command, guests_argument, yes_option
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
+from guesthouse.client.house import House
+from guesthouse.model.job import Job
 
 
 @command(
@@ -18,22 +20,46 @@ from guesthouse.cli.session import open_house
         ("guest rm web", "Asks first"),
         ("guest rm --yes web db", "For scripts"),
         ("guest rm --yes --force web", "Also if it runs"),
+        ("guest rm --now web", "For good, with all its disks"),
+        ("guest undelete web", "Takes a removal back"),
     ],
 )
 @guests_argument()
 @yes_option
 @click.option("--force", "-f", is_flag=True, help="Kill guests that run.")
-def rm(names: tuple[str, ...], yes: bool, force: bool) -> None:
-    """Remove guests and their disks. This cannot be taken back."""
+@click.option("--now", is_flag=True, help="Delete them for good: do not keep them in the trash.")
+def rm(names: tuple[str, ...], yes: bool, force: bool, now: bool) -> None:
+    """Remove guests and their disks.
+
+    They go to the trash, from where 'guest undelete' brings them back for 7 days (the setting
+    trash_days). Their names are free at once; their disks take space until then.
+    """
     house = open_house()
     names = tuple(dict.fromkeys(names))
-    if not yes:
-        found = [house.guest(name) for name in names]
-        listed = ", ".join(f"{guest.name} ({guest.state.value})" for guest in found)
-        retry = f"guest rm --yes {'--force ' if force else ''}{' '.join(names)}"
-        if not output.confirm(f"Remove {listed} and all disks?", yes=yes, retry=retry):
-            output.note("nothing removed")
-            raise click.exceptions.Exit(1)
-    wishes = [Wish(name, partial(house.delete_guest, name, force=force)) for name in names]
+    days = 0 if now else house.info().trash_days
+    if not yes and not _asked(house, names, force=force, now=now, days=days):
+        output.note("nothing removed")
+        raise click.exceptions.Exit(1)
+    wishes = [Wish(name, partial(house.delete_guest, name, force=force, now=now)) for name in names]
     for job in carry_out(house, wishes):
-        output.result(f"Removed {job.target_name or job.target}")
+        output.result(_done(job, days))
+
+
+def _asked(house: House, names: tuple[str, ...], *, force: bool, now: bool, days: int) -> bool:
+    found = [house.guest(name) for name in names]
+    listed = ", ".join(f"{guest.name} ({guest.state.value})" for guest in found)
+    options = "".join([" --force" if force else "", " --now" if now else ""])
+    retry = f"guest rm --yes{options} {' '.join(names)}"
+    if days:
+        return output.confirm(
+            f"Move {listed} to the trash?", yes=False, retry=retry, why="This removes guests"
+        )
+    return output.confirm(f"Remove {listed} and all disks for good?", yes=False, retry=retry)
+
+
+def _done(job: Job, days: int) -> str:
+    name = job.target_name or job.target
+    if not (job.result or {}).get("trashed"):
+        return f"Removed {name}"
+    period = "1 day" if days == 1 else f"{days} days"
+    return f"Removed {name}; for {period} it can be brought back: guest undelete {name}"

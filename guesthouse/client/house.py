@@ -33,6 +33,7 @@ from guesthouse.model.reports import (
     StartRequest,
     StopGuestsRequest,
     StopRequest,
+    UndeleteRequest,
     UnpublishRequest,
 )
 
@@ -117,8 +118,10 @@ class House:
         convert_strict(changes, SetRequest, what="change")
         return self._write("PATCH", guest_path(ref), changes)
 
-    def delete_guest(self, ref: str, *, force: bool = False) -> Job:
-        query = "?force=true" if force else ""
+    def delete_guest(self, ref: str, *, force: bool = False, now: bool = False) -> Job:
+        """To the trash. :param now: for good."""
+        chosen = {name: "true" for name, on in (("force", force), ("now", now)) if on}
+        query = f"?{urlencode(chosen)}" if chosen else ""
         return self._write("DELETE", guest_path(ref) + query, None)
 
     def publish(self, ref: str, port: Publish) -> Job:
@@ -148,6 +151,19 @@ class House:
         target = f"{guest_path(ref, 'logs')}?{query}"
         with self.transport.stream("GET", target, timeout=timeout) as stream:
             yield stream
+
+    # --- The trash ---
+
+    def trash(self) -> list[GuestView]:
+        return self._get("/v1/trash", list[GuestView])
+
+    def undelete(self, ref: str, *, name: str | None = None) -> Job:
+        """:param name: another name than it had."""
+        return self._write("POST", trash_path(ref, "undelete"), UndeleteRequest(name=name))
+
+    def purge(self, ref: str) -> Job:
+        """Delete a guest of the trash for good."""
+        return self._write("DELETE", trash_path(ref), None)
 
     # --- Images ---
 
@@ -204,6 +220,11 @@ class House:
 def guest_path(ref: str, below: str = "") -> str:
     """The path of a guest's resource. :raise InvalidInput: an empty reference."""
     return _path("guests", _checked(ref, "guest"), below)
+
+
+def trash_path(ref: str, below: str = "") -> str:
+    """As `guest_path`, of a guest in the trash."""
+    return _path("trash", _checked(ref, "guest"), below)
 
 
 def job_path(ref: str, below: str = "") -> str:

@@ -105,8 +105,8 @@ class Catalogue:
         """
         return self.boot.located(self.resolve(image_id))
 
-    def users(self, image: Image) -> list[str]:
-        """Names of the guests that need this image."""
+    def users(self, image: Image) -> list[Guest]:
+        """The guests that need this image, also those in the trash."""
         volumes = self.view.volumes
 
         def needs(guest: Guest) -> bool:
@@ -114,13 +114,16 @@ class Catalogue:
                 image.volume in lineage(volumes, top) for top in tops_of(guest)
             )
 
-        return [guest.name for guest in self.view.guests.values() if needs(guest)]
+        return [guest for guest in self.view.guests.values() if needs(guest)]
 
     def _needed_by(self, image: Image) -> list[str]:
         """Who needs it, as people call them. Other images that share its layer do not count: the
         layer stays as long as one of them does.
         """
-        guests = [f"guest {name}" for name in self.users(image)]
+        guests = [
+            f"guest {guest.name} (in the trash)" if guest.in_trash else f"guest {guest.name}"
+            for guest in self.users(image)
+        ]
         volumes = self.view.volumes.values()
         return [*guests, *users_of(image.volume, (), (), volumes, self.holders())]
 
@@ -281,9 +284,12 @@ class Catalogue:
         users = self._needed_by(image)
         if users:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+            hint = "Remove those first; a newer build can replace the image's name meanwhile."
+            if trashed := [guest.id for guest in self.users(image) if guest.in_trash]:
+                hint += f" For those in the trash: guest trash empty {' '.join(trashed[:3])}"
             raise InUse(
                 f"The image {image.name} is used by {', '.join(users[:3])}{more}.",
-                hint="Remove those first; a newer build can replace the image's name meanwhile.",
+                hint=hint,
                 users=users,
             )
 

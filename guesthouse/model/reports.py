@@ -6,6 +6,7 @@ default; the bounds here are those of the wire, semantic checks belong to the op
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -149,12 +150,20 @@ class SetRequest(Noun, kw_only=True, frozen=True):
     firmware: Firmware | None = None
     accelerator: Accelerator | None = None
     on_panic: OnPanic | None = None
+    protected: bool | None = None
 
 
 class DeleteRequest(Noun, kw_only=True, frozen=True):
-    """:ivar force: kill the guest first if it runs."""
+    """:ivar force: kill the guest first if it runs. :ivar now: do not keep it in the trash."""
 
     force: bool = False
+    now: bool = False
+
+
+class UndeleteRequest(Noun, kw_only=True, frozen=True):
+    """:ivar name: bring it back under another name; null keeps the one it had."""
+
+    name: Line | None = None
 
 
 class UnpublishRequest(Noun, kw_only=True, frozen=True):
@@ -238,6 +247,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
     :ivar image: name of the image that it was made from.
     :ivar addresses: last known IP addresses.
     :ivar job: id of the job that holds the guest's lock.
+    :ivar expires_at: when the trash gives it up (seconds since the epoch); null outside the trash.
     """
 
     pending: tuple[str, ...] = ()
@@ -245,6 +255,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
     addresses: tuple[str, ...] = ()
     readiness: Readiness = Readiness()
     job: str | None = None
+    expires_at: float | None = None
 
     @classmethod
     def of(
@@ -255,6 +266,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
         addresses: tuple[str, ...] = (),
         readiness: Readiness | None = None,
         job: str | None = None,
+        expires_at: float | None = None,
     ) -> GuestView:
         """The view of `guest`; `readiness` defaults to what its status records."""
         return cls(
@@ -264,17 +276,27 @@ class GuestView(Guest, kw_only=True, frozen=True):
             addresses=addresses,
             readiness=readiness or Readiness(passed=guest.status.ready),
             job=job,
+            expires_at=expires_at,
         )
 
 
 class ImageView(Image, kw_only=True, frozen=True):
-    """:ivar in_use_by: names of the guests made from it whose disks still lie on its layer."""
+    """:ivar in_use_by: names of the guests made from it whose disks still lie on its layer.
+
+    :ivar in_use_by_trash: names of such guests in the trash.
+    """
 
     in_use_by: tuple[str, ...] = ()
+    in_use_by_trash: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, image: Image, *, in_use_by: tuple[str, ...] = ()) -> ImageView:
-        return cls(**structs.asdict(image), in_use_by=in_use_by)
+    def of(cls, image: Image, *, users: Iterable[Guest] = ()) -> ImageView:
+        users = tuple(users)
+        return cls(
+            **structs.asdict(image),
+            in_use_by=tuple(guest.name for guest in users if not guest.in_trash),
+            in_use_by_trash=tuple(guest.name for guest in users if guest.in_trash),
+        )
 
 
 class KnownImage(Noun, kw_only=True, frozen=True):
@@ -297,6 +319,9 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     :ivar supervised: a service manager started it, and has its log.
     :ivar read_only: why the house refuses every change; empty when it does not.
     :ivar quarantined: documents that do not parse: their keys, and why.
+    :ivar unknown_copies: how many documents have a copy beside the disks and are not in the
+        database: it was lost or replaced, and `guest recover` brings them back.
+    :ivar trash_days: how long removed guests stay in the trash; 0 removes them at once.
     """
 
     version: str
@@ -310,6 +335,8 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     supervised: bool = False
     read_only: str = ""
     quarantined: dict[str, str] = {}
+    unknown_copies: int = 0
+    trash_days: int = 7
 
 
 # --- Errors and streams --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from guesthouse.operations.lifecycle import (
     Stop,
 )
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.trash import Purge, Undelete
 from guesthouse.storage.collect import Collect
 
 
@@ -37,6 +38,8 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         PowerButton,
         Settle,
         DeleteGuest,
+        Undelete,
+        Purge,
         SetGuest,
         Rename,
         PublishPort,

@@ -46,6 +46,7 @@ class SetParams(GuestParams, kw_only=True, frozen=True):
     firmware: Firmware | None = None
     accelerator: str | None = None
     on_panic: OnPanic | None = None
+    protected: bool | None = None
 
 
 class SetGuest(GuestOperation[SetParams]):

@@ -43,6 +43,7 @@ from guesthouse.model.reports import (
     StartRequest,
     StopGuestsRequest,
     StopRequest,
+    UndeleteRequest,
     UnpublishRequest,
 )
 from guesthouse.operations.creation import LaunchParams
@@ -62,8 +63,10 @@ from guesthouse.operations.lifecycle import (
 )
 from guesthouse.operations.logs import read_log
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
 from guesthouse.storage.collect import CollectParams
 from guesthouse.store.documents import GUESTS, IMAGES
+from guesthouse.store.trash import trash_of
 from guesthouse.store.view import View
 
 Console = Callable[[str, int], Awaitable[socket.socket]]
@@ -96,6 +99,7 @@ class House:
             self.identity,
             read_only=self.rooms.documents.store.read_only or self.view.newer,
             quarantined=dict(self.view.quarantined),
+            trash_days=self.rooms.settings.trash_days,
         )
 
     # --- Reads, from memory ----------------------------------------------------------------------
@@ -117,10 +121,15 @@ class House:
             addresses=live.progress.addresses if live else (),
             readiness=readiness,
             job=self.jobs.holder(GUESTS.key(guest.id)),
+            expires_at=expires_at(guest, self.rooms.settings.trash_days),
         )
 
+    def trash(self) -> list[GuestView]:
+        """What is in the trash, the last one moved there first."""
+        return [self.guest_view(guest) for guest in trash_of(self.view.guests.values())]
+
     def image_view(self, image: Image) -> ImageView:
-        return ImageView.of(image, in_use_by=tuple(self.rooms.catalogue.users(image)))
+        return ImageView.of(image, users=self.rooms.catalogue.users(image))
 
     def known_images(self) -> list[KnownImage]:
         built = {image.name for image in self.view.images.values()}
@@ -132,7 +141,7 @@ class House:
     # --- Verbs -----------------------------------------------------------------------------------
 
     async def launch(self, request: LaunchRequest, requester: str) -> Job:
-        names = {guest.name for guest in self.view.guests.values()}
+        names = {guest.name for guest in self.view.guests.values() if not guest.in_trash}
         name = request.name or pleasant_name(names)
         check_name(name)
         if name in names:
@@ -205,7 +214,22 @@ class House:
         return await self._submit("guest.set", SetParams, ref, request, requester)
 
     async def delete_guest(self, ref: str, request: DeleteRequest, requester: str) -> Job:
+        now = request.now or not self.rooms.settings.trash_days
+        request = msgspec.structs.replace(request, now=now)
         return await self._submit("guest.delete", DeleteParams, ref, request, requester)
+
+    async def undelete(self, ref: str, request: UndeleteRequest, requester: str) -> Job:
+        guest = self.view.trashed(ref)
+        params = UndeleteParams(guest=guest.id, name=request.name or "")
+        if params.name:
+            check_name(params.name)
+        return await self._submit_params("guest.undelete", params, guest, requester)
+
+    async def purge(self, ref: str, requester: str) -> Job:
+        guest = self.view.trashed(ref)
+        assert guest.deleted_at is not None  # it is in the trash
+        params = PurgeParams(guest=guest.id, deleted_at=guest.deleted_at)
+        return await self._submit_params("guest.purge", params, guest, requester)
 
     async def publish(self, ref: str, request: Publish, requester: str) -> Job:
         check_publish(request)

@@ -9,11 +9,14 @@ from guesthouse.operations.rooms import Rooms
 
 
 def published(rooms: Rooms, *, but: str = "") -> dict[Publish, str]:
-    """Every published port of every guest `but` one, and the guest's name."""
+    """Every published port of every guest `but` one, and the guest's name.
+
+    Guests in the trash hold none.
+    """
     return {
         port: guest.name
         for guest in rooms.view.guests.values()
-        if guest.id != but
+        if guest.id != but and not guest.in_trash
         for nic in guest.spec.nics
         for port in nic.ports
     }

@@ -15,6 +15,7 @@ from guesthouse.model.host import HostFacts
 from guesthouse.operations.live import LiveGuests
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
+from guesthouse.store.trash import in_trash
 from guesthouse.store.view import View
 
 
@@ -36,6 +37,9 @@ class Rooms:
     async def guest(self, guest_id: str) -> Guest:
         """The stored document, not the view's: operations decide on what is durable.
 
-        :raise NotFound: deleted meanwhile.
+        :raise NotFound: deleted meanwhile, or moved to the trash.
         """
-        return (await self.documents.guests.require(guest_id)).doc
+        guest = (await self.documents.guests.require(guest_id)).doc
+        if guest.in_trash:
+            raise in_trash(guest.name)
+        return guest

@@ -24,6 +24,7 @@ from schemathesis.checks import positive_data_acceptance
 from guesthouse.api.app import build_app
 from guesthouse.api.openapi import document
 from guesthouse.api.server import ApiServer
+from guesthouse.model.reports import DeleteRequest
 from tests.api.api_house import ApiHouse, open_house
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ class Background:
         house: ApiHouse = await open_house(self.folder)
         guest = await house.guest("web")
         job = next(iter(house.view.jobs))
-        self.known = {"guests": guest.id, "images": "micro", "jobs": job}
+        gone = await house.guest("gone", start=False)
+        await house.ended(await house.delete_guest("gone", DeleteRequest(), "test"))
+        self.known = {"guests": guest.id, "images": "micro", "jobs": job, "trash": gone.id}
         listener = socket.create_server(("127.0.0.1", 0))
         server = ApiServer(house, listener, grace=1)
         await server.start()

@@ -99,6 +99,7 @@ async def test_waiting_too_short_answers_the_job_as_it_is(
         (True, "PATCH", "", {}),
         (False, "DELETE", "", None),
         (True, "DELETE", "?force=true", None),
+        (True, "DELETE", "?force=true&now=true", None),
     ],
 )
 async def test_every_verb_of_a_guest(

@@ -100,6 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
                         started_at=time.time(),
                         socket=str(house.path),
                         state_folder=str(house.root),
+                        trash_days=house.trash_days,
                     )
                 )
             case ["GET", "guests"]:
@@ -111,8 +112,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.launch", guest)
             case ["DELETE", "guests", ref]:
                 guest = house.guest(ref)
+                house.remove(guest, now="now" in query)
                 self._job("guest.delete", guest)
-                house.guests.pop(guest.id, None)
+            case ["GET", "trash"]:
+                self._json([house.view(guest) for guest in house.trash])
+            case ["POST", "trash", ref, "undelete"]:
+                self._job("guest.undelete", house.undelete(ref, body["name"]))
+            case ["DELETE", "trash", ref]:
+                guest = house.trashed(ref)
+                house.trash.remove(guest)
+                self._job("guest.purge", guest)
             case ["PATCH", "guests", ref]:
                 self._job("guest.set", house.guest(ref))
             case ["GET", "guests", ref, "screenshot"]:
@@ -145,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "guests", ref, verb]:
                 self._job(f"guest.{verb}", house.guest(ref))
             case ["GET", "images"]:
-                self._json([ImageView.of(one, in_use_by=("web",)) for one in house.images])
+                self._json([house.image_view(one) for one in house.images])
             case ["GET", "images-known"]:
                 self._json([KnownImage(name="micro", description="tiny", built=False)])
             case ["POST", "images"]:
@@ -202,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _job(self, kind: str, guest: Guest | None) -> None:
         if kind in self.house.fail:
             raise self.house.fail[kind]
-        job = self.house.submit(kind, guest)
+        job = self.house.submit(kind, guest, **self.house.results.get(kind, {}))
         if not self.house.hold:
             failure = self.house.fail.get(f"{kind}:later")
             self.house.finish(job.id, failure)

@@ -24,7 +24,7 @@ from guesthouse.model.host import Capability
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobProgress, JobState, Problem
-from guesthouse.model.reports import GuestView, LogLine
+from guesthouse.model.reports import GuestView, ImageView, LogLine
 from guesthouse.model.states import GuestState
 
 from .fake_api import ApiServer
@@ -69,6 +69,9 @@ class FakeHouse:
         self.root = root
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
+        self.trash: list[Guest] = []
+        self.trash_days = 7
+        self.results: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.ticks: dict[str, list[JobProgress | LogLine]] = {}
         self.pending: tuple[str, ...] = ()
@@ -109,7 +112,29 @@ class FakeHouse:
         raise NotFound(f"There is no guest {ref!r}.", hint="See what there is: guest ls")
 
     def view(self, guest: Guest) -> GuestView:
-        return GuestView.of(guest, pending=self.pending, addresses=("10.0.2.15",))
+        end = guest.deleted_at and guest.deleted_at + self.trash_days * 86400
+        return GuestView.of(guest, pending=self.pending, addresses=("10.0.2.15",), expires_at=end)
+
+    def image_view(self, image: Image) -> ImageView:
+        return ImageView.of(image, users=[make_guest("web"), *self.trash])
+
+    def remove(self, guest: Guest, *, now: bool) -> None:
+        del self.guests[guest.id]
+        if not now and self.trash_days:
+            self.trash.insert(0, msgspec.structs.replace(guest, deleted_at=time.time()))
+
+    def trashed(self, ref: str) -> Guest:
+        for guest in self.trash:
+            if ref in {guest.name, guest.id}:
+                return guest
+        raise NotFound(f"The trash holds no guest {ref!r}.", hint="guest trash ls")
+
+    def undelete(self, ref: str, name: str | None) -> Guest:
+        guest = self.trashed(ref)
+        self.trash.remove(guest)
+        back = msgspec.structs.replace(guest, deleted_at=None, name=name or guest.name)
+        self.guests[guest.id] = back
+        return back
 
     def submit(self, kind: str, guest: Guest | None, **rest: Any) -> Job:
         job = Job(

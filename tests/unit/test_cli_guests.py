@@ -330,7 +330,7 @@ def test_rm_asks_at_a_terminal(guest: Room, answer: bytes, code: int) -> None:
     seen = b""
     while b"[y/N]" not in seen:
         seen += os.read(ours, 4096)
-    assert b"Remove web (running) and all disks?" in seen
+    assert b"Move web (running) to the trash?" in seen
     os.write(ours, answer)
     assert process.wait(30) == code
     assert bool(guest.house.guests) == bool(code)

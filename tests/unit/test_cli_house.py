@@ -287,6 +287,13 @@ def test_completion_knows_what_there_is(
     assert sorted(_complete(guest, monkeypatch, line)) == found
 
 
+def test_completion_of_the_trash(guest: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("db", "mail"):
+        guest.house.remove(guest.house.add(name), now=False)
+    assert sorted(_complete(guest, monkeypatch, "guest undelete ")) == ["db", "mail"]
+    assert _complete(guest, monkeypatch, "guest trash empty m") == ["mail"]
+
+
 def test_completion_of_jobs(guest: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     job = guest.house.submit("image.build", None)
     assert _complete(guest, monkeypatch, "guest job show 0") == [job.id]

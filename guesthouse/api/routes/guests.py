@@ -16,6 +16,7 @@ from guesthouse.api.facade import House
 from guesthouse.api.http_streams import StreamAnswer
 from guesthouse.errors import (
     Busy,
+    Conflict,
     Forbidden,
     GuesthouseError,
     HostLacks,
@@ -49,6 +50,7 @@ R = TypeVar("R", bound=Noun)
 
 class DeleteQuery(WaitQuery, kw_only=True, frozen=True):
     force: Annotated[bool, Meta(description="Kill the guest first if it runs.")] = False
+    now: Annotated[bool, Meta(description="For good: do not keep it in the trash.")] = False
 
 
 class LogQuery(Noun, kw_only=True, frozen=True):
@@ -61,12 +63,13 @@ class LogQuery(Noun, kw_only=True, frozen=True):
 
 @get("/v1/guests", opt=reads(list[GuestView], headers={"ETag": "Names exactly this answer."}))
 async def list_guests(request: ApiRequest) -> Response[bytes]:
-    """All guests, sorted by name.
+    """All guests, sorted by name, without those in the trash.
 
     An `If-None-Match` header with the last `ETag` is answered 304 when nothing changed.
     """
     house = request.house
-    guests = sorted(house.view.guests.values(), key=lambda guest: guest.name)
+    here = (guest for guest in house.view.guests.values() if not guest.in_trash)
+    guests = sorted(here, key=lambda guest: guest.name)
     pairs = ((guest, house.guest_view(guest)) for guest in guests)
     body, tag = request.services.guest_list.encode(pairs)
     if tag in request.headers.get("if-none-match", ""):
@@ -101,12 +104,15 @@ async def launch_guest(request: ApiRequest) -> Response[bytes]:
 @delete(
     "/v1/guests/{ref:str}",
     status_code=202,
-    opt=submits(query=DeleteQuery, errors=(NotFound, InvalidTransition, InUse, Busy)),
+    opt=submits(query=DeleteQuery, errors=(NotFound, InvalidTransition, InUse, Conflict, Busy)),
 )
 async def delete_guest(request: ApiRequest) -> Response[bytes]:
-    """Delete a guest and its disks."""
+    """Move a guest to the trash, or delete it for good.
+
+    `trashed` of the job's result says which. A protected guest is refused.
+    """
     query = request.ask(DeleteQuery)
-    wanted = DeleteRequest(force=query.force)
+    wanted = DeleteRequest(force=query.force, now=query.now)
     job = await request.house.delete_guest(request.ref, wanted, request.requester)
     return await job_answer(request, job, wait=query.wait)
 

@@ -162,6 +162,14 @@ class Driver(Protocol):
         """Take up the process named by `guest.launch`, or tell how it ended."""
         ...
 
+    async def find(self, guest: Guest) -> LaunchRecord | None:
+        """The record of the process that `guest` has now, though its document may be older.
+
+        `guest.launch` if that process lives; else one made up from a process that carries its
+        id; None when it has none. Nothing is touched.
+        """
+        ...
+
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         """Run keys of processes of ours that belong to none of `guests`' incarnations."""
         ...

@@ -120,7 +120,7 @@ class FakeDriver:
             reason="starting" if paused else "",
             ports=[str(port) for nic in guest.spec.nics for port in nic.ports],
         )
-        record = _record(guest, resources, incarnation, pid, self.boot)
+        record = _record(guest, resources.boot, incarnation, pid, self.boot)
         with (resources.state / SERIAL_LOG).open("a") as log:
             log.write(f"{guest.name}: started\n")
         return await self._begin(guest, resources, record, process)
@@ -135,6 +135,14 @@ class FakeDriver:
         if not process.alive(self.boot):
             return Exit("host-rebooted", "The host was restarted while the guest ran.")
         return await self._begin(guest, resources, guest.launch, process)
+
+    async def find(self, guest: Guest) -> LaunchRecord | None:
+        self.check("find")
+        process = next((alive for alive in self._alive() if alive.guest == guest.id), None)
+        if process is None or guest.run_key == process.key:
+            return guest.launch if process else None
+        incarnation = int(process.key.rpartition(".")[2])
+        return _record(guest, guest.spec.boot, incarnation, process.pid, self.boot)
 
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         self.check("stray")
@@ -225,6 +233,10 @@ class FakeProcess:
     @property
     def guest(self) -> str:
         return str(self._facts["guest"])
+
+    @property
+    def pid(self) -> int:
+        return int(self._facts["pid"])
 
     @property
     def state(self) -> tuple[str, str]:
@@ -364,9 +376,7 @@ def _check_resources(resources: Resources) -> None:
                 raise NotFound(f"{path} is not there.", path=str(path))
 
 
-def _record(
-    guest: Guest, resources: Resources, incarnation: int, pid: int, boot: str
-) -> LaunchRecord:
+def _record(guest: Guest, path: BootPath, incarnation: int, pid: int, boot: str) -> LaunchRecord:
     return LaunchRecord(
         incarnation=incarnation,
         argv=("fake", guest.name),
@@ -375,7 +385,7 @@ def _record(
         accelerator="tcg",
         accelerator_reason="Nothing is run.",
         engine="fake 1.0",
-        boot=resources.boot,
+        boot=path,
         spec=guest.spec,
         pid=pid,
         pid_start=1,

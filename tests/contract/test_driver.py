@@ -304,6 +304,29 @@ async def test_each_listener_hears_everything(house: DriverHouse) -> None:
     assert first[:2] == ["paused", "resumed"]
 
 
+async def test_a_process_is_found_without_its_record(house: DriverHouse) -> None:
+    """As after a database was lost and the copy of the guest's document is an old one."""
+    guest = make_guest()
+    assert await house.driver.find(guest) is None
+    running = await start(house, guest, 3)
+    record = running.record
+    assert await house.driver.find(launched(guest, record)) == record
+    older = msgspec.structs.replace(record, incarnation=2, pid=1, pid_start=1)
+    for document in (guest, launched(guest, older)):
+        found = await house.driver.find(document)
+        assert found is not None
+        same = ("incarnation", "pid", "pid_start", "boot_id", "machine", "cpu", "accelerator")
+        assert [getattr(found, f) for f in same] == [getattr(record, f) for f in same]
+        assert abs(found.launched_at - record.launched_at) < 60
+    await running.detach()
+    taken = await house.driver.attach(launched(guest, found), house.resources(guest))
+    assert not isinstance(taken, Exit)
+    assert (await taken.state())[0] == "running"
+    await taken.kill()
+    await ended(taken)
+    assert await house.driver.find(launched(guest, record)) is None
+
+
 async def test_strays_are_found_and_ended(house: DriverHouse) -> None:
     guest = make_guest()
     running = await start(house, guest, 3)

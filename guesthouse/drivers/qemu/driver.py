@@ -19,6 +19,7 @@ from guesthouse.drivers.base import (
 from guesthouse.drivers.qemu import exits
 from guesthouse.drivers.qemu.argv import build_argv
 from guesthouse.drivers.qemu.failures import launch_error
+from guesthouse.drivers.qemu.found import found_record
 from guesthouse.drivers.qemu.identity import confinement
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import (
@@ -42,7 +43,7 @@ from guesthouse.host.keeper_client import (
 )
 from guesthouse.host.launcher import Confinement, confine
 from guesthouse.host.probe import kvm_group
-from guesthouse.host.process import ProcessHandle, boot_id
+from guesthouse.host.process import ProcessHandle, boot_id, is_alive
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.model.host import HostFacts
 from guesthouse.network.base import Attachment, NetworkBackend
@@ -142,6 +143,17 @@ class QemuDriver:
         running.begin()
         return running
 
+    async def find(self, guest: Guest) -> LaunchRecord | None:
+        launch = guest.launch
+        if launch and launch.boot_id == boot_id() and is_alive(launch.pid, launch.pid_start):
+            return launch
+        client = await self._keeper.client()
+        mine = [p for p in await client.processes() if p.alive and _guest_of(p.key) == guest.id]
+        for process in mine:
+            incarnation = int(process.key.rpartition(".")[2])
+            return found_record(guest, incarnation, process.pid, process.start_ticks)
+        return None
+
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         known = {guest.run_key for guest in guests}
         client = await self._keeper.client()
@@ -163,7 +175,7 @@ class QemuDriver:
     async def _check_free(self, guest: Guest) -> None:
         """Before its sockets are bound anew. :raise Conflict: it has a process."""
         for process in await (await self._keeper.client()).processes():
-            if process.key.startswith(f"{guest.id}.") and process.alive:
+            if _guest_of(process.key) == guest.id and process.alive:
                 raise Conflict(
                     f"Guest {guest.name!r} still has a process (pid {process.pid}).",
                     hint="Stop it first.",
@@ -293,6 +305,10 @@ class QemuDriver:
 
     def _default_confinement(self, guest: Guest, group: int | None) -> Confinement:
         return confinement(guest.number, am_root=self._am_root, kvm_group=group)
+
+
+def _guest_of(run_key: str) -> str:
+    return run_key.rpartition(".")[0]
 
 
 def _serial(resources: Resources) -> SerialChannel:

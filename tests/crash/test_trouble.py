@@ -294,6 +294,11 @@ def test_a_read_only_state_folder(made: CrashHouse) -> None:
         assert str(made.state) in text
         assert "read-only" in text.lower()
         assert "Traceback" not in text
+        argv = [sys.executable, "-P", "-m", "guesthouse.daemon"]  # as a service manager does
+        alone = subprocess.run(argv, env=made.env, capture_output=True, timeout=120, check=False)
+        assert alone.returncode == 9
+        assert b"read-only" in alone.stderr
+        assert b"Traceback" not in alone.stderr
     finally:
         remount(made, "rw")
     made.start()
@@ -316,6 +321,26 @@ def test_a_launch_on_a_full_disk(made: CrashHouse) -> None:
     made.free()
     sound(made)
     made.run("launch", "crash/disk", "nowhere", "--memory", "128M")
+    sound(made)
+
+
+@pytest.mark.root
+def test_a_daemon_starts_on_a_full_disk(made: CrashHouse) -> None:
+    """And a guest that ends there is not taken for a running one once there is room."""
+    name, other = the_guest(made), made.launch("crash/disk")
+    made.cut_journal()
+    fill(made.state / FILLER)
+    made.kill()
+    made.start()
+    assert {guest["name"] for guest in made.json("ls")} == {name, other}
+    assert made.out("exec", name, "--", "echo", "here") == "here\n"
+    end(made.pid(other))
+    made.kill()
+    made.start()
+    assert made.out("exec", name, "--", "echo", "here") == "here\n"
+    made.free()
+    until(lambda: made.status(other)["state"] == "stopped", say="the end is recorded")
+    assert made.status(other)["reason"] == "killed"
     sound(made)
 
 

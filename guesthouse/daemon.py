@@ -20,7 +20,7 @@ from guesthouse.api.problems import problem_details
 from guesthouse.api.server import ApiServer
 from guesthouse.drivers.qemu.driver import QemuDriver
 from guesthouse.drivers.qemu.keeping import KeeperLink
-from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, Internal
+from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, HostLacks, Internal
 from guesthouse.host.folders import prepare
 from guesthouse.host.listening import bind
 from guesthouse.host.probe import probe
@@ -70,10 +70,17 @@ class HostProbe:
 def only_one(folders: Folders) -> int:
     """Hold the house for this daemon until the process ends.
 
-    :raise Conflict: another daemon holds it.
+    :raise Conflict: another daemon holds it. :raise HostLacks: the folder cannot be written.
     """
     path = folders.state / "daemon.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HostLacks(
+            f"The state folder {folders.state} cannot be written: {error.strerror}.",
+            hint="Mount its file system for writing, or set GUESTHOUSE_STATE to another folder.",
+            capability="writable-folders",
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -91,12 +91,25 @@ async def delete_for_good(rooms: Rooms, ctx: JobContext, guest_id: str) -> None:
     found = await rooms.documents.guests.get(guest_id)
     volumes = [disk.volume for disk in found.doc.spec.disks] if found else []
     ids = await ctx.step("delete", volumes=",".join(volumes))
+    ctx.keep()
     if found is not None:
+        ctx.undo(lambda: _call_off(rooms, guest_id))
         await rooms.documents.guests.update(
             guest_id, lambda g: with_state(g, S.DELETING, "user", "being removed")
         )
-    ctx.keep()
     await remove_guest(rooms, guest_id, [volume for volume in ids["volumes"].split(",") if volume])
+
+
+async def _call_off(rooms: Rooms, guest_id: str) -> None:
+    """The removal failed: a guest that still has its document stays, with all that it has."""
+
+    def back(guest: Guest) -> Guest:
+        if guest.state is not S.DELETING:
+            return guest
+        return end_status(guest, S.STOPPED, "user", "its removal failed")
+
+    if await rooms.documents.guests.get(guest_id) is not None:
+        await rooms.documents.guests.update(guest_id, back)
 
 
 async def remove_guest(rooms: Rooms, guest_id: str, volumes: Iterable[str]) -> None:

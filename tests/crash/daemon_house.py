@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import select
@@ -22,7 +21,6 @@ from guesthouse.host.keeper.procfs import read_stat
 from guesthouse.host.keeper_client import KeeperClient
 from guesthouse.images.catalogue import Catalogue
 from guesthouse.images.spec import BuiltImage
-from guesthouse.model.document import decode_strict
 from guesthouse.model.folders import resolve
 from guesthouse.model.ids import new_id
 from guesthouse.model.job import Job
@@ -231,11 +229,12 @@ class CrashHouse(House):
         found: Job = ended
         return found
 
-    def remove(self, ref: str) -> None:
-        """Remove a guest for good."""
-        query = "?force=true&now=true" if has_trash() else "?force=true"
-        answer = self.client.transport.request("DELETE", f"/v1/guests/{ref}{query}")
-        self.do(decode_strict(answer.body, Job))
+    def remove(self, guest_id: str) -> None:
+        """Remove a guest for good, also from the trash."""
+        if self.quick().guests[guest_id].in_trash:
+            self.do(self.client.purge(guest_id))
+        else:
+            self.do(self.client.delete_guest(guest_id, force=True, now=True))
 
     def launch(self, image: str, *, start: bool = True, ready: bool = False, **more: Any) -> str:
         """A guest; answers its name."""
@@ -299,10 +298,6 @@ class CrashHouse(House):
         except GuesthouseError as error:
             assert error.exit_code == 8, error  # a full disk is told as one
             return None
-
-
-def has_trash() -> bool:
-    return "now" in inspect.signature(Client.delete_guest).parameters
 
 
 def published(port: int) -> Any:

@@ -176,7 +176,8 @@ def _ports(now: Snapshot) -> Iterator[str]:
 
 
 def _indexes(now: Snapshot) -> Iterator[str]:
-    names = {f"guests/{guest.name}": guest.id for guest in now.guests.values()}
+    named = (guest for guest in now.guests.values() if not guest.in_trash)
+    names = {f"guests/{guest.name}": guest.id for guest in named}
     newest: dict[str, str] = {}
     for image in now.images.values():
         key = f"images/{image.name}"

@@ -12,11 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from guesthouse.host.keeper.procfs import read_stat
+from guesthouse.images.cache import BuildCache
 from guesthouse.model.job import Job
+from guesthouse.operations.all import all_operations
 from tests.crash.conftest import ROWS
 from tests.crash.daemon_house import CrashHouse
 from tests.crash.matrix import (
@@ -172,9 +175,9 @@ def persistent(wrong: Callable[[], list[str]], what: str) -> None:
 
 
 def tidy(house: CrashHouse, trial: Trial) -> None:
-    for guest in house.client.guests():
-        if house.bystander is None or guest.id != house.bystander.id:
-            house.remove(guest.id)
+    for guest_id in house.quick().guests:
+        if house.bystander is None or guest_id != house.bystander.id:
+            house.remove(guest_id)
 
 
 def run_cases(street: Street, cases: list[Case], subtests: pytest.Subtests) -> None:
@@ -198,6 +201,18 @@ def uptime(house: CrashHouse) -> None:
     told = float(house.out("exec", house.bystander.id, "--", "cat", "/proc/uptime").split()[0])
     # Its clock begins some seconds after its process.
     assert told > 0.5 * since - 30
+
+
+APART = {
+    # They do nothing by themselves but submit starts and stops of all guests, the bystander too.
+    "host.start-guests",
+    "host.stop-guests",
+}
+
+
+def test_every_kind_of_job_is_in_the_matrix(tmp_path: Path) -> None:
+    kinds = set(all_operations(MagicMock(), BuildCache(tmp_path)).kinds())
+    assert kinds - APART == {verb.kind for verb in VERBS.values()}
 
 
 @pytest.mark.timeout(900)

@@ -70,6 +70,12 @@ def stopped(house: CrashHouse) -> Trial:
     return known(house, house.launch("crash/disk", start=False))
 
 
+def trashed(house: CrashHouse) -> Trial:
+    name = house.launch("crash/disk", start=False)
+    house.do(house.client.delete_guest(name))
+    return known(house, name)
+
+
 def running(house: CrashHouse) -> Trial:
     port = Publish(host_port=free_port_of_host(), guest_port=22)
     return known(house, house.launch("crash/disk", publish=(port,)), port)
@@ -149,7 +155,7 @@ def set_going(house: CrashHouse, trial: Trial) -> Job:
 
 
 def now_of(now: Snapshot, trial: Trial) -> Guest:
-    """The guest as it is; of a deleted one, as it was before and as good as failed."""
+    """The guest as it is. It must be there."""
     assert trial.was is not None
     return now.guests[trial.was.id]
 
@@ -175,10 +181,11 @@ def unchanged(now: Snapshot, trial: Trial) -> bool:
     if not is_there(now, trial) or trial.was is None:
         return False
     guest = now_of(now, trial)
-    return (guest.name, guest.spec, guest.state) == (
+    return (guest.name, guest.spec, guest.state, guest.deleted_at) == (
         trial.was.name,
         trial.was.spec,
         trial.was.state,
+        trial.was.deleted_at,
     )
 
 
@@ -214,6 +221,10 @@ def either(*tests: Callable[[Snapshot, Trial], bool]) -> Callable[[Snapshot, Tri
 
 def negated(test: Callable[[Snapshot, Trial], bool]) -> Callable[[Snapshot, Trial], bool]:
     return lambda now, trial: not test(now, trial)
+
+
+def in_trash(now: Snapshot, trial: Trial) -> bool:
+    return is_there(now, trial) and now_of(now, trial).in_trash
 
 
 def deleted(now: Snapshot, trial: Trial) -> bool:
@@ -339,15 +350,30 @@ VERBS: dict[str, Verb] = {
         unchanged,
     ),
     "delete": Verb(
-        "guest.delete", stopped, lambda h, t: h.client.delete_guest(t.name), deleted, unchanged
+        "guest.delete", stopped, lambda h, t: h.client.delete_guest(t.name), in_trash, unchanged
+    ),
+    "delete-now": Verb(
+        "guest.delete",
+        stopped,
+        lambda h, t: h.client.delete_guest(t.name, now=True),
+        deleted,
+        unchanged,
     ),
     "delete-force": Verb(
         "guest.delete",
         running,
-        lambda h, t: h.client.delete_guest(t.name, force=True),
+        lambda h, t: h.client.delete_guest(t.name, force=True, now=True),
         deleted,
         either(unchanged, state_is("stopped")),
     ),
+    "undelete": Verb(
+        "guest.undelete",
+        trashed,
+        lambda h, t: h.client.undelete(t.name),
+        both(is_there, negated(in_trash)),
+        unchanged,
+    ),
+    "purge": Verb("guest.purge", trashed, lambda h, t: h.client.purge(t.name), deleted, unchanged),
     "settle": Verb("guest.settle", ending, set_going, state_is("stopped"), nothing_else, sure=True),
     # Where no new process can be started, it stays stopped.
     "settle-reboot": Verb(

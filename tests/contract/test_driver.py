@@ -335,7 +335,8 @@ async def test_strays_are_found_and_ended(house: DriverHouse) -> None:
     assert await house.driver.stray([guest]) == [key]
     assert await house.driver.stray([launched(guest, running.record)]) == []
     await house.driver.end_stray(key)
-    assert (await ended(running)).reason == "killed"
+    # Its record goes with it, so whoever still watched may be too late to read why.
+    assert (await ended(running)).reason in {"killed", "unknown"}
     assert await house.driver.stray([]) == []
     await house.driver.end_stray(key)
     # Its number is free again.

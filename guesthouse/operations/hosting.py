@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -14,6 +15,7 @@ from guesthouse.model.document import Noun
 from guesthouse.model.guest import Autostart, Guest, ShutdownAction
 from guesthouse.model.host import HostRecord
 from guesthouse.model.ids import new_id
+from guesthouse.model.job import Job
 from guesthouse.model.states import LIVE, GuestState
 from guesthouse.operations.lifecycle import HOST_SHUTDOWN, StartParams, StopParams
 from guesthouse.operations.rooms import Rooms
@@ -73,17 +75,21 @@ class StartGuests(Operation[StartGuestsParams]):
             if not known and wait:
                 ctx.progress(at / len(jobs), f"{guest.name} in {wait:.0f} s")
                 await asyncio.sleep(wait)
+            since = time.time()
             try:
-                await self._start(ctx, guest, job_id, at, len(jobs))
+                job = await self._start(ctx, guest, job_id, at, len(jobs))
             except GuesthouseError as error:  # it does not keep the others from starting
                 failed[guest.name] = error.message
                 log.warning("autostart of %s: %s", guest.name, error)
             else:
                 started.append(guest.name)
-            wait = guest.spec.autostart_delay
+                since = job.ended_at or since
+            delay = guest.spec.autostart_delay
+            # A restart of the daemon begins no delay anew; nor does a clock that jumps prolong one.
+            wait = min(max(since + delay - time.time(), 0.0), delay)
         return {"started": started, "failed": failed}
 
-    async def _start(self, ctx: JobContext, guest: Guest, job_id: str, at: int, of: int) -> None:
+    async def _start(self, ctx: JobContext, guest: Guest, job_id: str, at: int, of: int) -> Job:
         ctx.progress(at / of, f"starting {guest.name}")
         await ctx.submit(
             "guest.start",
@@ -92,7 +98,7 @@ class StartGuests(Operation[StartGuestsParams]):
             target_name=guest.name,
             job_id=job_id,
         )
-        await ctx.join(job_id, span=(at / of, (at + 1) / of))
+        return await ctx.join(job_id, span=(at / of, (at + 1) / of))
 
 
 def wants_start(guests: Iterable[Guest], ran: Iterable[str]) -> list[Guest]:

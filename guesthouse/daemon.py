@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from guesthouse import __version__
@@ -48,7 +49,7 @@ from guesthouse.supervisor.booting import Boot
 from guesthouse.supervisor.copies import CopyKeeper
 from guesthouse.supervisor.following import Supervisor
 from guesthouse.supervisor.housekeeping import Housekeeping
-from guesthouse.supervisor.reattaching import reattach, settle_idle
+from guesthouse.supervisor.reattaching import reattach, settle_idle, take_up_found
 
 log = logging.getLogger("guesthouse")
 
@@ -158,6 +159,7 @@ async def run(
         housekeeping = Housekeeping(rooms, jobs)
         boot = Boot(rooms, jobs)
         rooms.live.on_added = supervisor.add
+        rooms.live.on_found = partial(take_up_found, rooms, supervisor)
         house = make_house(rooms, jobs, keeper, probed, stop, supervised=say.supervised)
         try:
             if not house.info().read_only:

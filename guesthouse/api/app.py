@@ -28,6 +28,7 @@ from guesthouse.api.routes.guests import GUEST_ROUTES
 from guesthouse.api.routes.host import HOST_ROUTES
 from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
+from guesthouse.api.routes.support import SUPPORT_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
 from guesthouse.errors import Unavailable
 
@@ -52,6 +53,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *JOB_ROUTES,
             *EVENT_ROUTES,
             *HOST_ROUTES,
+            *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,
         request_max_body_size=MAX_BODY,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         KnownImage,
         LaunchRequest,
         LogSource,
+        RecoverySurvey,
         RenameRequest,
         RestartRequest,
         SetRequest,
@@ -137,6 +138,14 @@ class House(Protocol):
 
     async def probe(self) -> HostFacts:
         """Look at the host afresh."""
+        ...
+
+    async def survey(self) -> RecoverySurvey:
+        """What lies beside the disks and is not in the database."""
+        ...
+
+    async def recover(self, requester: str) -> Job:
+        """Bring all of that back."""
         ...
 
     async def collect(self, requester: str) -> Job:

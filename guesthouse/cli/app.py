@@ -67,6 +67,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "image": Place("image", "image", "Images: what guests are made from."),
         "job": Place("jobs", "job", "Jobs: everything that changes the house."),
         "daemon": Place("daemon", "daemon", "The daemon: status, start, stop, restart."),
+        "recover": Place("recover", "recover", "Rebuild a lost or damaged database."),
         "doctor": Place("doctor", "doctor", "Say what this host can do, and how to cure the rest."),
         "completion": Place("completion", "completion", "Print the completion script of a shell."),
         "version": Place("version", "version", "Print the versions of program and daemon."),

@@ -14,9 +14,11 @@ def reconnect() -> Transport:
     return reach(tell=output.note).transport
 
 
-def open_house() -> House:
-    """The house, with a warning when its daemon is of another version than this program.
+def open_house(*, recovering: bool = False) -> House:
+    """The house, with a warning when its daemon is of another version than this program, or when
+    its database was lost.
 
+    :param recovering: the user is about to mend that.
     :raise GuesthouseError: no daemon can be reached or started.
     """
     house = House(reconnect())
@@ -27,4 +29,11 @@ def open_house() -> House:
             f"the daemon is of version {version}, this program of {__version__}.",
             "Restart it (guests run on): guest daemon restart",
         )
+    elif info.get("unknown_copies") and not recovering:
+        output.warning(unknown_copies(info["unknown_copies"]), "Bring them back: guest recover")
     return house
+
+
+def unknown_copies(count: int) -> str:
+    what = "1 document lies" if count == 1 else f"{count} documents lie"
+    return f"{what} beside the disks that the database does not know: it was lost or replaced."

@@ -27,6 +27,7 @@ from guesthouse.model.reports import (
     KnownImage,
     LaunchRequest,
     LogSource,
+    RecoverySurvey,
     RenameRequest,
     RestartRequest,
     SetRequest,
@@ -74,6 +75,15 @@ class House:
     def stop_guests(self, request: StopGuestsRequest) -> Job:
         """Stop every guest, as for a shutdown of the host."""
         return self._write("POST", "/v1/host/stop-guests", request)
+
+    def survey(self) -> RecoverySurvey:
+        """What lies beside the disks and is not in the database."""
+        response = self.transport.request("GET", "/v1/recovery", timeout=PROBE_TIMEOUT)
+        return _decode(response, RecoverySurvey)
+
+    def recover(self) -> Job:
+        """Bring all of that back."""
+        return self._write("POST", "/v1/recovery", EmptyRequest())
 
     # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
 

@@ -246,6 +246,10 @@ class Catalogue:
         expect = (await volumes.require(volume.id)).revision if shared else ABSENT
         return volumes.put_op(volume, expect)
 
+    async def restore(self, image: Image) -> None:
+        """Put a document back whose parts are here, with its name. May be repeated."""
+        await self._commit(image)
+
     async def discard(self, image_id: str, volume_id: str) -> None:
         """Undo `add_built`, as far as no document came of it."""
         if await self.documents.images.get(image_id) is None:

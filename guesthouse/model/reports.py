@@ -339,6 +339,38 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     trash_days: int = 7
 
 
+class FindingKind(StrEnum):
+    """`layer`: a file among the disks that no document and no copy tells about."""
+
+    GUEST = "guest"
+    IMAGE = "image"
+    VOLUME = "volume"
+    LAYER = "layer"
+
+
+class Finding(Noun, kw_only=True, frozen=True):
+    """Something beside the disks that the database does not know.
+
+    :ivar state: of a guest that comes back: `running`, `stopped`, `failed`, `suspended` or
+        `trash`; empty for everything else.
+    :ivar back: whether a recovery brings it back; what it does not, it leaves as it is.
+    :ivar problem: what is wrong with it, and what comes of that; empty when all is well.
+    """
+
+    kind: FindingKind
+    id: str
+    name: str = ""
+    state: str = ""
+    back: bool = True
+    problem: str = ""
+
+
+class RecoverySurvey(Noun, kw_only=True, frozen=True):
+    """What a recovery finds: guests, images, volumes and layers, in this order."""
+
+    findings: tuple[Finding, ...] = ()
+
+
 # --- Errors and streams --------------------------------------------------------------------------
 
 

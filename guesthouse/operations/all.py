@@ -19,6 +19,7 @@ from guesthouse.operations.lifecycle import (
     Start,
     Stop,
 )
+from guesthouse.operations.recovery import Recover
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.trash import Purge, Undelete
 from guesthouse.storage.collect import Collect
@@ -50,5 +51,6 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
     registry.register(StopGuests(rooms))
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))
     registry.register(RemoveImage(rooms.catalogue))
+    registry.register(Recover(rooms))
     registry.register(Collect(rooms.documents, rooms.view, rooms.pool))
     return registry

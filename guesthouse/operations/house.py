@@ -37,6 +37,7 @@ from guesthouse.model.reports import (
     LaunchRequest,
     LogSource,
     Readiness,
+    RecoverySurvey,
     RenameRequest,
     RestartRequest,
     SetRequest,
@@ -62,7 +63,9 @@ from guesthouse.operations.lifecycle import (
     StopParams,
 )
 from guesthouse.operations.logs import read_log
+from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
 from guesthouse.storage.collect import CollectParams
 from guesthouse.store.documents import GUESTS, IMAGES
@@ -99,6 +102,7 @@ class House:
             self.identity,
             read_only=self.rooms.documents.store.read_only or self.view.newer,
             quarantined=dict(self.view.quarantined),
+            unknown_copies=len(unknown_copies(self.rooms)),
             trash_days=self.rooms.settings.trash_days,
         )
 
@@ -264,6 +268,14 @@ class House:
             target=IMAGES.key(image.id),
             target_name=image.name,
             requester=requester,
+        )
+
+    async def survey(self) -> RecoverySurvey:
+        return RecoverySurvey(findings=tuple((await survey(self.rooms)).findings()))
+
+    async def recover(self, requester: str) -> Job:
+        return await self.jobs.submit(
+            RECOVER, RecoverParams(), requester=requester, dedupe="recover"
         )
 
     async def collect(self, requester: str) -> Job:

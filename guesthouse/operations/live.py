@@ -6,7 +6,7 @@ Nothing here is durable. After a restart of the daemon the supervisor fills it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Running
@@ -90,11 +90,16 @@ class LiveGuest:
 
 
 class LiveGuests:
-    """:ivar on_added: told of each incarnation that came; the supervisor follows it."""
+    """:ivar on_added: told of each incarnation that came; the supervisor follows it.
+
+    :ivar on_found: takes up a process that its document names and nobody follows yet, or records
+        its end.
+    """
 
     def __init__(self) -> None:
         self._live: dict[str, LiveGuest] = {}
         self.on_added: Callable[[Guest, LiveGuest], None] | None = None
+        self.on_found: Callable[[Guest], Awaitable[None]] | None = None
 
     def __iter__(self) -> Iterator[LiveGuest]:
         return iter(tuple(self._live.values()))

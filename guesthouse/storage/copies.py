@@ -47,7 +47,7 @@ class Copies:
 
     def unknown(self, known: Container[str]) -> list[str]:
         """Keys of copies whose documents are not among `known`."""
-        return [key for key in self.keys if key not in known]
+        return sorted(key for key in self._keys if key not in known)
 
     async def write(
         self, kind: str, doc: Document, *, wanted: Callable[[], bool] = lambda: True

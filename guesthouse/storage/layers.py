@@ -6,10 +6,11 @@ Layers are `<volume id>.<format>`, 0600, or 0444 once nobody may write them any 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from guesthouse.errors import Conflict, EngineError, Internal, InvalidInput, NotFound
-from guesthouse.model.ids import is_id
+from guesthouse.model.ids import created_at, is_id
 from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume, VolumeFormat
 from guesthouse.storage import qcow2
@@ -63,6 +64,39 @@ class LayerFolder:
                 hint="It is left untouched; see `guest doctor`.",
             ) from error
         return True
+
+    def volume_of(self, volume_id: str) -> Volume | None:
+        """The volume that a layer's file must be, told from the file alone; None when there is
+        none. Who may write it, its size and what it lies on are all in the file.
+
+        :raise EngineError: the file is damaged, or lies on something that no layer may lie on.
+        """
+        paths = (self.folder / f"{volume_id}.{kind.value}" for kind in VolumeFormat)
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            return None
+        facts, kind = path.stat(), VolumeFormat(path.suffix.removeprefix("."))
+        parent, size = "", facts.st_size
+        if kind is VolumeFormat.QCOW2:
+            header = qcow2.read_header(path)
+            parent, size = Path(header.backing).stem, header.size
+            qcow2.assert_sound_header(path, parent=header.backing if is_id(parent) else "")
+        return Volume(
+            id=volume_id,
+            pool=self.pool,
+            format=kind,
+            parent=parent,
+            immutable=stat.S_IMODE(facts.st_mode) == FROZEN_FILE,
+            size=size,
+            created_at=created_at(volume_id),
+            note="told from its file",
+        )
+
+    def ids(self) -> list[str]:
+        """Ids of all layers whose files are here."""
+        suffixes = {f".{kind.value}" for kind in VolumeFormat}
+        found = (path for path in self.folder.iterdir() if path.suffix in suffixes)
+        return sorted(path.stem for path in found if is_id(path.stem))
 
     def prepare(self, temporary: Path, parent: Path | None, size: int) -> None:
         """Make the new file ourselves, so that its mode is right; a raw layer needs no more.

@@ -19,8 +19,8 @@ _SMALL = 1 << 20
 def corrupt(path: Path, why: str) -> CorruptStore:
     return CorruptStore(
         f"The database {path} is damaged: {why}.",
-        hint=f"Nothing was changed. Keep copies of {path.name} and {path.name}-wal, then run "
-        "'guest recover', or put a backup in its place.",
+        hint="Nothing was changed. 'guest recover' moves it aside and builds a new one from the "
+        "copies beside the disks; or put a backup in its place.",
         path=str(path),
     )
 

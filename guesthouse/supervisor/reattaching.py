@@ -39,6 +39,13 @@ async def reattach(rooms: Rooms, supervisor: Supervisor) -> list[Ended]:
     return [ended for ended in found if ended is not None]
 
 
+async def take_up_found(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> None:
+    """As `reattach`, for one guest whose document was recovered."""
+    ended = await _reattach(rooms, supervisor, guest)
+    if ended is not None:
+        supervisor.settle_soon(*ended)
+
+
 async def _reattach(rooms: Rooms, supervisor: Supervisor, guest: Guest) -> Ended | None:
     assert guest.launch is not None  # the caller chose those that have one
     try:

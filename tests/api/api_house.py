@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from guesthouse.store.documents import GUESTS, IMAGES, Documents
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
 from guesthouse.supervisor.following import Supervisor
+from guesthouse.supervisor.reattaching import take_up_found
 from tests.api.commands import Command
 from tests.image_house import QuickBuilder
 
@@ -230,6 +232,7 @@ async def open_house(folder: Path) -> ApiHouse:
     jobs = JobRunner(documents, registry, folders.jobs)
     supervisor = Supervisor(rooms, jobs)
     rooms.live.on_added = supervisor.add
+    rooms.live.on_found = partial(take_up_found, rooms, supervisor)
     await jobs.recover()
     return _assemble(rooms, jobs, supervisor, driver)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from guesthouse.drivers.base import AGENT_SOCKET, SSH_SOCKET
+from guesthouse.drivers.base import AGENT_SOCKET, SSH_SOCKET, VNC_SOCKET
 from guesthouse.drivers.qemu.opened import files
 from guesthouse.drivers.qemu.plan import Plan
 from guesthouse.errors import LaunchFailed, NoMemory, NotFound
@@ -67,7 +67,7 @@ def open_all(plan: Plan, runtime: Path, taps: Sequence[int | None]) -> Opened:
 
 def remove_sockets(runtime: Path) -> None:
     """After the end of a process: nobody listens there any more."""
-    for path in _PATHS.values():
+    for path in (*_PATHS.values(), VNC_SOCKET):
         (runtime / path).unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 A layer without a document is kept for ever if a copy of its document lies beside it: then it is
 the database that is lost or old, not the disk, and `guest recover` brings both together again.
+While guests or images wait for that, every such layer is kept: one of them may need it.
 Whoever deletes a layer on purpose removes the copy first.
 """
 
@@ -141,6 +142,10 @@ class Collect(Operation[CollectParams]):
             # The store's own answer, not only the view's: this cannot be undone.
             if layer.volume in self._promised() or await self._stored(layer.volume):
                 continue
+            if self._wait_for_recovery():
+                ctx.log(f"disk {layer.volume} is unknown, and a recovery may need it")
+                kept += 1
+                continue
             if layer.has_copy_in(self.pool.documents / "volumes"):
                 ctx.log(f"disk {layer.volume} is unknown, but a copy of its document is there")
                 kept += 1
@@ -149,6 +154,11 @@ class Collect(Operation[CollectParams]):
             freed += await self.pool.delete(layer.volume)
             count += 1
         return count, kept, freed
+
+    def _wait_for_recovery(self) -> bool:
+        """Whether guests or images have copies and no documents."""
+        unknown = self.pool.copies.unknown(self.view.revisions)
+        return any(not key.startswith("volumes/") for key in unknown)
 
     async def _stored(self, volume_id: str) -> bool:
         volumes = self.documents.volumes

@@ -30,6 +30,7 @@ from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
+from guesthouse.api.routes.usage import USAGE_ROUTES
 from guesthouse.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *GUEST_ROUTES,
             *STREAM_ROUTES,
             *TRASH_ROUTES,
+            *USAGE_ROUTES,
             *IMAGE_ROUTES,
             *JOB_ROUTES,
             *EVENT_ROUTES,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UndeleteRequest,
         UnpublishRequest,
     )
+    from guesthouse.model.usage import GuestUsage
     from guesthouse.store.view import View
 
 
@@ -110,6 +111,14 @@ class House(Protocol):
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job: ...
 
     async def remove_image(self, ref: str, requester: str) -> Job: ...
+
+    async def usage(self, ref: str) -> GuestUsage:
+        """Measured now."""
+        ...
+
+    async def usage_of_running(self) -> list[GuestUsage]:
+        """All guests that have a process, sorted by name, without their disks."""
+        ...
 
     async def screenshot(self, ref: str) -> bytes:
         """A PNG. :raise InvalidTransition: not running. :raise InvalidInput: no display."""

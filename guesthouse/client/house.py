@@ -37,6 +37,7 @@ from guesthouse.model.reports import (
     UndeleteRequest,
     UnpublishRequest,
 )
+from guesthouse.model.usage import GuestUsage
 
 T = TypeVar("T")
 
@@ -92,6 +93,14 @@ class House:
 
     def guest(self, ref: str) -> GuestView:
         return self._get(guest_path(ref), GuestView)
+
+    def usage(self, ref: str) -> GuestUsage:
+        """What it takes of its host."""
+        return self._get(guest_path(ref, "usage"), GuestUsage)
+
+    def usage_of_running(self) -> list[GuestUsage]:
+        """The same of all that run, without their disks; sorted by name."""
+        return self._get("/v1/usage", list[GuestUsage])
 
     def launch(self, request: LaunchRequest) -> Job:
         return self._write("POST", "/v1/guests", request)

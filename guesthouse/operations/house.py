@@ -47,6 +47,7 @@ from guesthouse.model.reports import (
     UndeleteRequest,
     UnpublishRequest,
 )
+from guesthouse.model.usage import GuestUsage
 from guesthouse.operations.creation import LaunchParams
 from guesthouse.operations.deletion import DeleteParams
 from guesthouse.operations.editing import (
@@ -67,6 +68,7 @@ from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
+from guesthouse.operations.usage import usage_of, usage_of_running
 from guesthouse.storage.collect import CollectParams
 from guesthouse.store.documents import GUESTS, IMAGES
 from guesthouse.store.trash import trash_of
@@ -141,6 +143,12 @@ class House:
             KnownImage(name=known.name, description=known.description, built=known.name in built)
             for known in self.rooms.catalogue.known()
         ]
+
+    async def usage(self, ref: str) -> GuestUsage:
+        return await usage_of(self.rooms, self.view.guest(ref))
+
+    async def usage_of_running(self) -> list[GuestUsage]:
+        return await usage_of_running(self.rooms)
 
     # --- Verbs -----------------------------------------------------------------------------------
 

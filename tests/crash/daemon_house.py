@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,25 @@ SIZE = "192m"
 DISK = 8 << 20
 IDLE_SECONDS = 120
 MEMORY = 128 << 20
+
+
+class Street:
+    """The house that tests share; a new one after a test that went wrong."""
+
+    def __init__(self) -> None:
+        self._house: CrashHouse | None = None
+
+    def house(self) -> CrashHouse:
+        if self._house is None:
+            folder = Path(tempfile.mkdtemp(prefix="gh-"))
+            self._house = CrashHouse(folder, small=os.geteuid() == 0)
+            self._house.furnish()
+        return self._house
+
+    def leave(self) -> None:
+        if self._house is not None:
+            house, self._house = self._house, None
+            house.close()
 
 
 class CrashHouse(House):
@@ -251,6 +271,9 @@ class CrashHouse(House):
         """Images of the tests, the daemon, and a guest that runs all the time."""
         asyncio.run(self._add_images())
         self.start()
+        self.add_bystander()
+
+    def add_bystander(self) -> None:
         port = free_port_of_host()
         name = self.launch("crash/disk", ready=True, publish=(published(port),))
         guest = self.client.guest(name)

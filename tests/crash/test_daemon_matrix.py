@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -21,7 +20,7 @@ from guesthouse.images.cache import BuildCache
 from guesthouse.model.job import Job
 from guesthouse.operations.all import all_operations
 from tests.crash.conftest import ROWS
-from tests.crash.daemon_house import CrashHouse
+from tests.crash.daemon_house import CrashHouse, Street
 from tests.crash.matrix import (
     Case,
     Fault,
@@ -46,33 +45,6 @@ STRIKE_SECONDS = 60.0
 FULL_SECONDS = 1.2
 """How long the disk stays full, unless the job ends before."""
 SETTLE_SECONDS = 30.0
-
-
-class Street:
-    """The house that the cases happen in; a new one after a case that went wrong."""
-
-    def __init__(self) -> None:
-        self._house: CrashHouse | None = None
-
-    def house(self) -> CrashHouse:
-        if self._house is None:
-            self._house = CrashHouse(Path(tempfile.mkdtemp(prefix="gh-")), small=ROOT)
-            self._house.furnish()
-        return self._house
-
-    def leave(self) -> None:
-        if self._house is not None:
-            house, self._house = self._house, None
-            house.close()
-
-
-@pytest.fixture(scope="module")
-def street() -> Iterator[Street]:
-    made = Street()
-    try:
-        yield made
-    finally:
-        made.leave()
 
 
 def record(house: CrashHouse, name: str) -> dict[Point, bool]:

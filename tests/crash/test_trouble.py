@@ -8,10 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,24 +17,37 @@ from guesthouse.host.keeper.procfs import read_stat, runs
 from guesthouse.model.document import SCHEMA
 from guesthouse.model.reports import StartRequest
 from tests.crash.crashing_daemon import FILLER, fill
-from tests.crash.daemon_house import CrashHouse
+from tests.crash.daemon_house import CrashHouse, Street
 from tests.crash.matrix import Case, Fault, Point, violations
 from tests.e2e.conftest import GUEST, House, gone, until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.rootless]
 
-ROOT = os.geteuid() == 0
-
 
 @pytest.fixture
-def made() -> Iterator[CrashHouse]:
-    """A house with its furniture; its daemon may be killed and started at will."""
-    house = CrashHouse(Path(tempfile.mkdtemp(prefix="gh-")), small=ROOT)
+def made(street: Street) -> CrashHouse:
+    """A house with one guest that runs; its daemon may be killed and started at will."""
+    house = street.house()
     try:
-        house.furnish()
-        yield house
-    finally:
-        house.close()
+        settle_in(house)
+    except Exception:  # what the test before left is not fit to live in
+        street.leave()
+        house = street.house()
+    return house
+
+
+def settle_in(house: CrashHouse) -> None:
+    """As it was furnished, whatever the test before did."""
+    house.revive()
+    sound(house)
+    assert house.bystander is not None
+    kept = house.quick().guests.get(house.bystander.id)
+    usable = kept is not None and kept.status.pid == house.bystander.pid
+    for guest_id in house.quick().guests:
+        if not usable or guest_id != house.bystander.id:
+            house.remove(guest_id)
+    if not usable:
+        house.add_bystander()
 
 
 def keeper_pid(house: CrashHouse) -> int:
@@ -109,7 +119,7 @@ def test_a_broken_document_is_set_aside_and_nothing_of_it_is_touched(made: Crash
     assert key in refused.problem.message
     assert set(os.listdir(made.folders.pool / "layers")) == layers
     other = made.launch("crash/disk", start=False)  # the rest of the house works
-    made.remove(made.client.guest(other).id)
+    made.do(made.client.delete_guest(other, now=True))
     assert runs(guest.status.pid or 0)
     made.kill()
     edit(made, key, whole)
@@ -274,6 +284,9 @@ def test_the_command_line_follows_its_job_across_a_crash(made: CrashHouse) -> No
     assert made.daemon_pid != before
     assert made.status("across")["ready"][-1] == "ssh"
     assert made.out("exec", "across", "--", "echo", "here") == "here\n"
+    made.run("daemon", "stop")  # an ordinary one, which the command started
+    made.start()
+    sound(made)
 
 
 # --- disks ----------------------------------------------------------------------------------------

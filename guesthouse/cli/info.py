@@ -9,15 +9,23 @@ import click
 
 from guesthouse.cli import output
 from guesthouse.cli.command import command, guest_argument, json_option
-from guesthouse.cli.rows import span
+from guesthouse.cli.rows import span, state_reason
 from guesthouse.cli.session import open_house
-from guesthouse.cli.table import show
-from guesthouse.client.house import guest_path
-from guesthouse.errors import InvalidTransition
+from guesthouse.cli.table import STATE_COLOURS, show
+from guesthouse.client.house import House, guest_path
+from guesthouse.errors import GuesthouseError, InvalidTransition
+from guesthouse.model.device import Publish
 from guesthouse.model.guest import Autostart, ShutdownAction
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
+from guesthouse.model.usage import GuestUsage
+
+Rows = list[tuple[str, str]]
+
+_SELF_EVIDENT = frozenset({"started", "starting", "started paused", "created"})
+"""Messages that say no more than the state does."""
+_BLANK = ("", "")
 
 
 @command(
@@ -41,40 +49,151 @@ def info(name: str, as_json: bool, argv: bool) -> None:
         return
     guest = house.guest(name)
     if argv:
-        if guest.launch is None:
-            raise InvalidTransition(
-                f"{guest.name} has never been started, so it has no command line.",
-                hint=f"Start it first: guest start {guest.name}",
-            )
-        show(shlex.join(guest.launch.argv) + "\n")
+        show(shlex.join(_argv(guest)) + "\n")
         return
-    output.pairs([*_what(guest), *_host_life(guest), *_how(guest), *_where(guest)])
+    usage = _usage(house, guest)
+    rows = [
+        *_state(guest),
+        _BLANK,
+        *_reach(guest),
+        _BLANK,
+        *_size(guest, usage),
+        _BLANK,
+        *_engine(guest),
+        *_host_life(guest),
+        ("Created", _moment(guest.created_at)),
+        ("Id", guest.id),
+    ]
+    output.pairs(rows, colours={"State": STATE_COLOURS.get(guest.state.value, "")})
 
 
-def _what(guest: GuestView) -> list[tuple[str, str]]:
-    status, spec = guest.status, guest.spec
-    rows = [("Name", guest.name), ("Id", guest.id), ("State", _state(guest))]
-    if status.message:
+def _argv(guest: GuestView) -> tuple[str, ...]:
+    if guest.launch is None:
+        raise InvalidTransition(
+            f"{guest.name} has never been started, so it has no command line.",
+            hint=f"Start it first: guest start {guest.name}",
+        )
+    return guest.launch.argv
+
+
+def _usage(house: House, guest: GuestView) -> GuestUsage | None:
+    """What it takes of the host; None where the daemon cannot tell, which is no reason to fail."""
+    try:
+        return house.usage(guest.id)
+    except GuesthouseError:
+        return None
+
+
+def _state(guest: GuestView) -> Rows:
+    status = guest.status
+    reason = state_reason(status.state.value, status.reason)
+    about = f" ({reason})" if reason else ""
+    rows = [
+        ("Name", guest.name),
+        ("State", f"{status.state.value}{about} for {span(time.time() - status.since)}"),
+    ]
+    if status.message and status.message not in _SELF_EVIDENT:
         rows.append(("Why", status.message))
     rows += _readiness(guest)
     if guest.job:
-        rows.append(("Job", f"{guest.job} is at work on it"))
+        rows.append(("Job", f"{guest.job} is at work on it (guest job show {guest.job})"))
     if guest.pending:
         rows.append(("Pending", f"{', '.join(guest.pending)} (guest restart {guest.name})"))
-    if spec.description:
-        rows.append(("About", spec.description))
-    rows += [
-        ("Image", guest.image),
-        ("CPUs", str(spec.cpus)),
-        ("Memory", format_size(spec.memory)),
-    ]
-    for disk in spec.disks:
-        suffix = ", read only" if disk.read_only else ""
-        rows.append((f"Disk {disk.name}", f"{format_size(disk.size)}{suffix}"))
+    if guest.spec.protected:
+        rows.append(("Protected", f"yes (guest set {guest.name} protected=off)"))
+    if guest.spec.description:
+        rows.append(("About", guest.spec.description))
     return rows
 
 
-def _host_life(guest: GuestView) -> list[tuple[str, str]]:
+def _readiness(guest: GuestView) -> Rows:
+    waiting, passed = guest.readiness.waiting, ", ".join(guest.readiness.passed)
+    if guest.state is not GuestState.RUNNING or not (waiting or passed):
+        return []
+    if not waiting:
+        return [("Ready", "yes")]
+    so_far = f" ({passed} passed)" if passed else ""
+    rows = [("Ready", f"not yet: waiting for {waiting}{so_far}")]
+    return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
+
+
+def _reach(guest: GuestView) -> Rows:
+    """How to get into it, and what leads into it."""
+    rows = [_next(guest)]
+    published = [port for nic in guest.spec.nics for port in nic.ports]
+    builtin = any(nic.network == "builtin" for nic in guest.spec.nics)
+    if guest.addresses:
+        # Newcomers try to reach that address from the host, and it is not there.
+        inside = " (in a network of its own; 'guest publish' leads into it)" if builtin else ""
+        addresses = " ".join(guest.addresses)
+        rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
+    for at, port in enumerate(published):
+        name = "" if at else ("Port" if len(published) == 1 else "Ports")
+        rows.append((name, _port(port)))
+    return rows
+
+
+def _next(guest: GuestView) -> tuple[str, str]:
+    name = guest.name
+    match guest.state:
+        case GuestState.RUNNING if "ssh" in guest.readiness.passed:
+            return ("Enter", f"guest shell {name}")
+        case GuestState.RUNNING | GuestState.STARTING:
+            return ("Enter", f"guest console {name} (its serial console)")
+        case GuestState.PAUSED:
+            return ("Go on", f"guest resume {name}")
+        case GuestState.FAILED:
+            return ("See why", f"guest logs {name}; guest logs --source engine {name}")
+        case _:
+            return ("Start", f"guest start {name}")
+
+
+def _port(port: Publish) -> str:
+    host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
+    return f"{host}:{port.host_port} -> {port.guest_port}/{port.protocol.value}"
+
+
+def _size(guest: GuestView, usage: GuestUsage | None) -> Rows:
+    spec = guest.spec
+    process = usage.process if usage else None
+    cpus, memory = str(spec.cpus), format_size(spec.memory)
+    if process is not None:
+        held = process.resident if process.proportional is None else process.proportional
+        cpus += f", {span(process.cpu_seconds)} of CPU time taken"
+        memory += f", {_short(held)} of the host's taken"
+    rows = [("Image", guest.image), ("CPUs", cpus), ("Memory", memory)]
+    used = {disk.name: disk.used for disk in usage.disks} if usage else {}
+    for disk in spec.disks:
+        taken = used.get(disk.name)
+        room = f", {_short(taken)} of the host's taken" if taken is not None else ""
+        suffix = ", read only" if disk.read_only else ""
+        rows.append((f"Disk {disk.name}", f"{format_size(disk.size)}{room}{suffix}"))
+    return rows
+
+
+def _short(size: int) -> str:
+    """Measured sizes are no round numbers; to a mebibyte is exact enough."""
+    return format_size(size if size < 1 << 20 else size >> 20 << 20)
+
+
+def _engine(guest: GuestView) -> Rows:
+    spec, launch = guest.spec, guest.launch
+    rows: Rows = []
+    if launch is not None and guest.status.pid is not None:
+        kvm = launch.accelerator == "kvm"
+        how = "KVM" if kvm else "emulation"
+        rows.append(("Runs on", f"{launch.engine} by {how}, process {guest.status.pid}"))
+        if launch.accelerator_reason and not kvm:
+            rows.append(("", launch.accelerator_reason.removeprefix("Emulation, because: ")))
+        rows.append(("Machine", f"{launch.machine}, {spec.firmware.value}, CPU {launch.cpu}"))
+    else:
+        machine = f"{spec.machine}, " if spec.machine else ""
+        rows.append(("Machine", f"{machine}{spec.firmware.value}"))
+    rows += [("Network", f"{nic.network}, {nic.mac}") for nic in spec.nics]
+    return rows
+
+
+def _host_life(guest: GuestView) -> Rows:
     """What differs from the usual when the host comes up and goes down."""
     spec, rows = guest.spec, []
     if spec.autostart is not Autostart.OFF:
@@ -86,42 +205,6 @@ def _host_life(guest: GuestView) -> list[tuple[str, str]]:
     return rows
 
 
-def _readiness(guest: GuestView) -> list[tuple[str, str]]:
-    waiting = guest.readiness.waiting
-    passed = ", ".join(guest.readiness.passed)
-    if guest.state is not GuestState.RUNNING or not (waiting or passed):
-        return []
-    if not waiting:
-        return [("Ready", passed)]
-    rows = [("Ready", f"{passed or 'nothing'} so far; waiting for {waiting}")]
-    return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
-
-
-def _state(guest: GuestView) -> str:
-    status = guest.status
-    reason = f" ({status.reason})" if status.reason else ""
-    return f"{status.state.value}{reason} for {span(time.time() - status.since)}"
-
-
-def _how(guest: GuestView) -> list[tuple[str, str]]:
-    spec, launch = guest.spec, guest.launch
-    rows = [("Firmware", spec.firmware.value), ("Machine", spec.machine or "chosen at its start")]
-    if launch is not None and guest.status.pid is not None:
-        why = f" ({launch.accelerator_reason})" if launch.accelerator_reason else ""
-        rows += [
-            ("Engine", launch.engine),
-            ("Process", str(guest.status.pid)),
-            ("Accelerator", f"{launch.accelerator}{why}"),
-            ("CPU model", launch.cpu),
-        ]
-    return rows
-
-
-def _where(guest: GuestView) -> list[tuple[str, str]]:
-    rows = []
-    if guest.addresses:
-        rows.append(("Addresses", " ".join(guest.addresses)))
-    for nic in guest.spec.nics:
-        rows.append(("Network", f"{nic.network}, {nic.mac}"))
-        rows += [("Port", str(port)) for port in nic.ports]
-    return rows
+def _moment(when: float) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    return f"{stamp} ({span(time.time() - when)} ago)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from guesthouse.cli.table import RED, YELLOW, colourful, paint, plain, show, terminal_width
@@ -41,15 +42,27 @@ def json_result(value: Any) -> None:
     show(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def pairs(rows: list[tuple[str, str]]) -> None:
-    """Names and values below each other; long values wrap at their spaces, under themselves."""
+def pairs(rows: list[tuple[str, str]], *, colours: Mapping[str, str] = {}) -> None:
+    """Names and values below each other; long values wrap at their spaces, under themselves.
+
+    A row of two empty texts is an empty line.
+
+    :param colours: by name, the colour of the first word of the value.
+    """
     left = max((len(name) for name, _ in rows), default=0) + 2
     width = terminal_width()
     for name, value in rows:
         head = (f"{name}:" if name else "").ljust(left)
+        tint = colours.get(name, "") if colourful() else ""
         for line in _wrapped(plain(value), None if width is None else max(width - left, 16)):
-            show(f"{head}{line}".rstrip() + "\n")
-            head = " " * left
+            first, rest = _first_word(line)
+            show(f"{head}{paint(first, tint)}{rest}".rstrip() + "\n")
+            head, tint = " " * left, ""
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    word = text.split(" ", 1)[0]
+    return word, text[len(word) :]
 
 
 def confirm(

@@ -28,10 +28,16 @@ def guest_table(
 def state_text(guest: Mapping[str, Any]) -> str:
     """The state, with its reason where that is news: `paused (io-error)`, `running (booting)`."""
     status = guest["status"]
-    state, reason = str(status["state"]), str(status.get("reason", ""))
+    state = str(status["state"])
     if state == "running":
         return "running (booting)" if guest.get("readiness", {}).get("waiting") else state
-    return state if reason in _EXPECTED else f"{state} ({reason})"
+    reason = state_reason(state, str(status.get("reason", "")))
+    return f"{state} ({reason})" if reason else state
+
+
+def state_reason(state: str, reason: str) -> str:
+    """The reason where it is news, else nothing."""
+    return "" if state == "running" or reason in _EXPECTED else reason
 
 
 def port_texts(guest: Mapping[str, Any]) -> list[str]:

@@ -124,6 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.purge", guest)
             case ["PATCH", "guests", ref]:
                 self._job("guest.set", house.guest(ref))
+            case ["GET", "guests", ref, "usage"]:
+                self._json(house.usage(house.guest(ref)))
+            case ["GET", "usage"]:
+                running = [one for one in house.guests.values() if one.status.pid]
+                self._json(sorted(map(house.usage, running), key=lambda one: one.name))
             case ["GET", "guests", ref, "screenshot"]:
                 house.guest(ref)
                 self._send(200, b"\x89PNG picture", "image/png")

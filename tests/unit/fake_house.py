@@ -26,6 +26,7 @@ from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobProgress, JobState, Problem
 from guesthouse.model.reports import GuestView, ImageView, LogLine
 from guesthouse.model.states import GuestState
+from guesthouse.model.usage import DiskUsage, GuestUsage, ProcessUsage
 
 from .fake_api import ApiServer
 
@@ -75,6 +76,9 @@ class FakeHouse:
         self.jobs: dict[str, Job] = {}
         self.ticks: dict[str, list[JobProgress | LogLine]] = {}
         self.pending: tuple[str, ...] = ()
+        self.clock = 0.0
+        self.busy: dict[str, float] = {}
+        self.proportional: int | None = 256 << 20
         self.hold = False
         self.fail: dict[str, GuesthouseError] = {}
         self.cut_events = 0
@@ -114,6 +118,26 @@ class FakeHouse:
     def view(self, guest: Guest) -> GuestView:
         end = guest.deleted_at and guest.deleted_at + self.trash_days * 86400
         return GuestView.of(guest, pending=self.pending, addresses=("10.0.2.15",), expires_at=end)
+
+    def usage(self, guest: Guest) -> GuestUsage:
+        """Each time it is asked for, a second has passed and `busy` CPUs were at work in it."""
+        self.clock += 1.0
+        process = ProcessUsage(
+            pid=guest.status.pid or 0,
+            cpu_seconds=100.0 + self.clock * self.busy.get(guest.name, 0.0),
+            resident=300 << 20,
+            proportional=self.proportional,
+            measured_at=self.clock,
+        )
+        return GuestUsage(
+            id=guest.id,
+            name=guest.name,
+            state=guest.state,
+            cpus=guest.spec.cpus,
+            memory=guest.spec.memory,
+            process=process if guest.status.pid else None,
+            disks=(DiskUsage(name="root", size=20 << 30, used=412 << 20),),
+        )
 
     def image_view(self, image: Image) -> ImageView:
         return ImageView.of(image, users=[make_guest("web"), *self.trash])

@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import signal
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +21,7 @@ from guesthouse.cli.ports import find_port
 from guesthouse.errors import GuesthouseError, InvalidInput, NotFound
 from guesthouse.model.device import Protocol, Publish
 from guesthouse.model.guest import BootPath, LaunchRecord
+from guesthouse.model.reports import Readiness
 from guesthouse.model.states import GuestState
 
 from .cli_room import Room, make_room
@@ -41,6 +44,18 @@ def read_all(fd: int) -> str:
         if not piece:
             return data.decode()
         data += piece
+
+
+def at_width(guest: Room, columns: int, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """What `guest` prints on a terminal that wide."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    process = guest.process(*arguments, stdout=theirs, env=env or dict(os.environ))
+    os.close(theirs)
+    seen = read_all(ours).replace("\r\n", "\n")
+    os.close(ours)
+    assert process.wait(30) == 0
+    return seen
 
 
 # --- ls and info ---
@@ -103,10 +118,84 @@ def test_info(guest: Room) -> None:
     assert (data["status"]["state"], data["status"]["pid"]) == ("running", 4242)
     guest.house.pending = ("memory",)
     out = guest("info", "web").out
-    for text in ("Name:", "web", "running for 1h", "Disk root:", "20G", "127.0.0.1:8080:80/tcp",
-                 "memory (guest restart web)", "10.0.2.15", "ssh"):  # fmt: skip
+    for text in ("Name:", "web", "running for 1h", "127.0.0.1:8080 -> 80/tcp",
+                 "memory (guest restart web)", "10.0.2.15", "guest shell web", "1m of CPU time",
+                 "Memory:    2G, 256M of the host's", "Disk root: 20G, 412M of the host's",
+                 "Ready:     yes"):  # fmt: skip
         assert text in out
     assert guest("info", "web", "--json", "--argv").code == 2
+
+
+def test_info_has_no_empty_labels_at_any_width(guest: Room) -> None:
+    guest.house.add("off", GuestState.STOPPED, nics=(), disks=())
+    for name in ("web", "off"):
+        for columns in (30, 50, 80):
+            out = at_width(guest, columns, "info", name)
+            for line in out.splitlines():
+                assert len(line) <= max(columns, 40), line
+                assert not line.endswith(":"), line
+            assert out.count("\n\n\n") == 0
+            assert not out.endswith("\n\n")
+
+
+def test_info_paints_the_state_alone(guest: Room) -> None:
+    env = {**os.environ, "TERM": "xterm", "NO_COLOR": ""}
+    out = at_width(guest, 80, "info", "web", env=env)
+    assert out.count("\x1b[") == 2
+    assert "\x1b[32mrunning\x1b[0m for 1h" in out
+    assert "\x1b[" not in at_width(guest, 80, "info", "web", env={**env, "NO_COLOR": "1"})
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "says"),
+    [
+        (
+            GuestState.STOPPED,
+            {"reason": "guest-shutdown", "message": "The guest switched itself off."},
+            ["State:     stopped for 1h\n", "The guest switched itself off.", "guest start web"],
+        ),
+        (
+            GuestState.FAILED,
+            {"reason": "crash", "message": "The engine ended with exit code 1."},
+            ["failed (crash) for 1h", "exit code 1.", "guest logs --source engine web"],
+        ),
+        (GuestState.PAUSED, {"reason": "io-error"}, ["paused (io-error)", "guest resume web"]),
+        (
+            GuestState.RUNNING,
+            {"reason": "user", "message": "started", "ready": ("process", "kernel")},
+            ["State:     running for 1h\n", "Ready:     yes", "guest console web"],
+        ),
+    ],
+)
+def test_info_says_why_and_what_next(
+    guest: Room, state: GuestState, status: dict[str, Any], says: list[str]
+) -> None:
+    (web,) = guest.house.guests.values()
+    changed = msgspec.structs.replace(web.status, state=state, **status)
+    guest.house.guests[web.id] = msgspec.structs.replace(web, status=changed)
+    out = guest("info", "web").out
+    for text in says:
+        assert text in out
+    assert "started" not in out
+
+
+def test_info_of_a_guest_that_is_not_ready_yet(guest: Room) -> None:
+    readiness = Readiness(passed=("process",), waiting="kernel", hint="See: guest console web")
+    view = guest.house.view
+    guest.house.view = lambda one: msgspec.structs.replace(view(one), readiness=readiness)  # type: ignore[method-assign]
+    out = guest("info", "web").out
+    assert "Ready:     not yet: waiting for kernel (process passed)" in out
+    assert "           See: guest console web" in out
+
+
+def test_info_of_an_older_daemon_that_measures_nothing(guest: Room) -> None:
+    def unknown(_: object) -> None:
+        raise NotFound("There is nothing at that path.")
+
+    guest.house.usage = unknown  # type: ignore[method-assign]
+    said = guest("info", "web")
+    assert said.code == 0
+    assert "Disk root: 20G\n" in said.out
 
 
 def test_info_argv(guest: Room) -> None:

@@ -24,6 +24,7 @@ JSON = "application/json"
 TEXT = "text/plain"
 EVENT_STREAM = "text/event-stream"
 PNG = "image/png"
+GZIP = "application/gzip"
 
 
 class Described(NamedTuple):

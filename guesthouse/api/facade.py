@@ -157,6 +157,10 @@ class House(Protocol):
         """Bring all of that back."""
         ...
 
+    async def support_bundle(self) -> AsyncIterator[bytes]:
+        """A .tar.gz in pieces. Errors are raised by this call."""
+        ...
+
     async def collect(self, requester: str) -> Job:
         """Start a garbage collection of the storage."""
         ...

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
+
 from guesthouse.cli import output
+from guesthouse.cli.bundle import write_bundle
 from guesthouse.cli.command import command, json_option
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import DIM, GREEN, RED, YELLOW, colourful, paint, plain, show
@@ -20,16 +25,28 @@ ESSENTIAL = frozenset({"qemu", "qemu-img"})
         ("guest doctor", ""),
         ("guest doctor --json | jq '.capabilities[] | select(.available | not)'", ""),
         ("guest doctor || exit 1", "In scripts: stop when guests cannot run here"),
+        ("guest doctor --bundle help.tar.gz", "For whoever helps you: versions, logs, no secrets"),
     ],
 )
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write versions, settings, documents and logs to a .tar.gz, without secrets.",
+)
 @json_option
-def doctor(as_json: bool) -> int:
+def doctor(as_json: bool, bundle: Path | None) -> int:
     """Say what this host can do, and how to cure the rest.
 
     The exit code is 0 when guests can run here, and 1 when something that matters for that is
     missing. What only makes them slower, or a feature impossible, is shown and does not count.
     """
+    if bundle is not None and as_json:
+        raise click.UsageError("--bundle and --json exclude each other.")
     house = open_house()
+    if bundle is not None:
+        write_bundle(house, bundle)
+        return 0
     facts = house.probe()
     if as_json:
         import msgspec

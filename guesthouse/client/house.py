@@ -86,6 +86,12 @@ class House:
         """Bring all of that back."""
         return self._write("POST", "/v1/recovery", EmptyRequest())
 
+    @contextmanager
+    def support_bundle(self) -> Iterator[Stream]:
+        """A .tar.gz for whoever helps, without secrets."""
+        with self.transport.stream("GET", "/v1/support-bundle", timeout=PROBE_TIMEOUT) as stream:
+            yield stream
+
     # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
 
     def guests(self) -> list[GuestView]:

@@ -66,6 +66,7 @@ from guesthouse.operations.lifecycle import (
 from guesthouse.operations.logs import read_log
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.support import support_bundle
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
 from guesthouse.operations.usage import usage_of, usage_of_running
@@ -285,6 +286,9 @@ class House:
         return await self.jobs.submit(
             RECOVER, RecoverParams(), requester=requester, dedupe="recover"
         )
+
+    async def support_bundle(self) -> AsyncIterator[bytes]:
+        return await support_bundle(self.rooms, self.jobs, self.info())
 
     async def collect(self, requester: str) -> Job:
         return await self.jobs.submit(

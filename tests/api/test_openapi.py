@@ -60,7 +60,7 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         POST /v1/host/probe | POST /v1/host/stop-guests | POST /v1/storage/collect
         POST /v1/daemon/stop | GET /v1/guests/{ref}/usage | GET /v1/usage
         GET /v1/openapi.json | GET /v1/trash | POST /v1/trash/{ref}/undelete
-        DELETE /v1/trash/{ref} | GET /v1/recovery | POST /v1/recovery
+        DELETE /v1/trash/{ref} | GET /v1/recovery | POST /v1/recovery | GET /v1/support-bundle
     """
     wanted = {line.strip() for line in expected.replace("\n", "|").split("|") if line.strip()}
     assert {f"{m.upper()} {path}" for path, m, _ in _operations(described)} == wanted

@@ -22,7 +22,14 @@ from guesthouse.model.document import encode
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
 from guesthouse.model.job import Job, JobProgress
-from guesthouse.model.reports import HouseInfo, HouseMode, ImageView, KnownImage, ProblemDetails
+from guesthouse.model.reports import (
+    HouseInfo,
+    HouseMode,
+    ImageView,
+    KnownImage,
+    ProblemDetails,
+    RecoverySurvey,
+)
 
 from .fake_streams import ServerLink, run_command, serve_console
 
@@ -101,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
                         socket=str(house.path),
                         state_folder=str(house.root),
                         trash_days=house.trash_days,
+                        unknown_copies=len(house.lost),
                     )
                 )
             case ["GET", "guests"]:
@@ -114,6 +122,19 @@ class _Handler(BaseHTTPRequestHandler):
                 guest = house.guest(ref)
                 house.remove(guest, now="now" in query)
                 self._job("guest.delete", guest)
+            case ["GET", "recovery"]:
+                self._json(RecoverySurvey(findings=tuple(house.lost)))
+            case ["POST", "recovery"]:
+                house.lost = []
+                self._job("house.recover", None)
+            case ["GET", "support-bundle"]:
+                self._streamed("application/gzip")
+                for piece in house.bundle:
+                    self._chunk(piece)
+                if house.bundle_breaks:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self._chunk(b"")
             case ["GET", "trash"]:
                 self._json([house.view(guest) for guest in house.trash])
             case ["POST", "trash", ref, "undelete"]:

@@ -24,7 +24,7 @@ from guesthouse.model.host import Capability
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobProgress, JobState, Problem
-from guesthouse.model.reports import GuestView, ImageView, LogLine
+from guesthouse.model.reports import Finding, GuestView, ImageView, LogLine
 from guesthouse.model.states import GuestState
 from guesthouse.model.usage import DiskUsage, GuestUsage, ProcessUsage
 
@@ -72,6 +72,9 @@ class FakeHouse:
         self.images: list[Image] = []
         self.trash: list[Guest] = []
         self.trash_days = 7
+        self.lost: list[Finding] = []
+        self.bundle = (b"first ", b"second")
+        self.bundle_breaks = False
         self.results: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.ticks: dict[str, list[JobProgress | LogLine]] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,12 @@ from guesthouse.model.states import GuestState
 
 from .cli_room import Room, make_room
 
-guest = pytest.fixture(make_room)
+
+@pytest.fixture
+def guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Room]:
+    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def trashed(guest: Room, *names: str) -> None:

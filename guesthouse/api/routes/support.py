@@ -1,4 +1,4 @@
-"""When something went wrong with the house itself: recovery."""
+"""When something went wrong with the house itself: recovery, and a bundle for support."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from litestar import Response, get, post
 
 from guesthouse.api.answers import WaitQuery, job_answer, json_answer
 from guesthouse.api.decoding import ApiRequest
-from guesthouse.api.described import reads, submits
+from guesthouse.api.described import GZIP, reads, submits
+from guesthouse.api.http_streams import StreamAnswer
 from guesthouse.errors import Busy, KeeperUnavailable
 from guesthouse.model.reports import EmptyRequest, RecoverySurvey
 
@@ -33,4 +34,15 @@ async def recover(request: ApiRequest) -> Response[bytes]:
     return await job_answer(request, job, wait=wait)
 
 
-SUPPORT_ROUTES = [survey_recovery, recover]
+@get("/v1/support-bundle", opt=reads(media=GZIP, answer_text="A .tar.gz."))
+async def support_bundle(request: ApiRequest) -> StreamAnswer:
+    """What somebody who helps needs to know of this house, without its secrets.
+
+    Versions, facts of the host, settings, documents, jobs and logs; no keys, and no consoles of
+    guests.
+    """
+    house, stopping = request.house, request.stopping
+    return StreamAnswer(await house.support_bundle(), media=GZIP, stopping=stopping)
+
+
+SUPPORT_ROUTES = [survey_recovery, recover, support_bundle]

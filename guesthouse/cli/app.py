@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "launch": Place("launch", "launch", "Create a guest, start it and wait until it is ready."),
         "ls": Place("ls", "ls", "List the guests."),
         "info": Place("info", "info", "Show everything about a guest."),
+        "top": Place("top", "top", "Show what running guests take of this host."),
         "start": Place("guests", "start", "Start guests."),
         "stop": Place("guests", "stop", "Shut guests down."),
         "restart": Place("guests", "restart", "Shut guests down and start them again."),
@@ -86,7 +87,7 @@ ELSEWHERE = {
     "mv": "rename", "update": "set", "config": "set", "ssh": "shell", "attach": "console",
     "copy": "cp", "push": "cp", "pull": "cp", "transfer": "cp", "log": "logs", "port": "publish",
     "expose": "publish", "images": "image ls", "build": "image build", "jobs": "job ls",
-    "restore": "undelete", "purge": "trash empty",
+    "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""
 

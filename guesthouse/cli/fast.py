@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from guesthouse.cli.rows import guest_table
+from guesthouse.cli.rows import guest_table, sorted_guests
 from guesthouse.cli.table import colourful, terminal_width
 from guesthouse.errors import GuesthouseError
 from guesthouse.model.folders import socket_candidates
@@ -38,7 +38,7 @@ def list_guests(options: list[str]) -> bool:
         elif chosen:
             text = "".join(f"{name}\n" for name in sorted(guest["name"] for guest in guests))
         elif guests:
-            text = guest_table(guests, width=terminal_width(), colour=colourful())
+            text = guest_table(sorted_guests(guests), width=terminal_width(), colour=colourful())
         else:
             return False
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from guesthouse.cli.table import render
@@ -13,6 +13,11 @@ HEADERS = ["NAME", "STATE", "CPUS", "MEMORY", "IMAGE", "ADDRESS", "PORTS", "SINC
 DROP = ("SINCE", "CPUS", "PORTS", "MEMORY", "IMAGE", "ADDRESS")
 """Columns that go first on a narrow terminal."""
 
+SORTS = ("name", "memory", "since", "state")
+"""What a list may be sorted by."""
+
+_STATE_ORDER = ("running", "paused", "starting", "stopping", "failed", "stopped")
+
 _EXPECTED = {"", "user", "created", "guest-shutdown"}
 """Reasons that need no mention beside the state."""
 
@@ -20,9 +25,29 @@ _EXPECTED = {"", "user", "created", "guest-shutdown"}
 def guest_table(
     guests: Sequence[Mapping[str, Any]], *, width: int | None = None, colour: bool = False
 ) -> str:
+    """The guests in the order in which they come."""
     now = time.time()
-    rows = [_row(guest, now) for guest in sorted(guests, key=lambda guest: str(guest["name"]))]
+    rows = [_row(guest, now) for guest in guests]
     return render(HEADERS, rows, width=width, drop=DROP, colour=colour)
+
+
+def sorted_guests(
+    guests: Iterable[Mapping[str, Any]], by: str = "name", *, reverse: bool = False
+) -> list[Mapping[str, Any]]:
+    """By one of `SORTS`, and by name where that is the same."""
+    found = sorted(guests, key=lambda guest: str(guest["name"]))
+    if by == "memory":
+        found.sort(key=lambda guest: -int(guest["spec"].get("memory", 1 << 30)))
+    elif by == "since":
+        found.sort(key=lambda guest: -float(guest["status"]["since"]))
+    elif by == "state":
+        found.sort(key=lambda guest: _state_rank(str(guest["status"]["state"])))
+    return found[::-1] if reverse else found
+
+
+def _state_rank(state: str) -> tuple[int, str]:
+    known = state in _STATE_ORDER
+    return (_STATE_ORDER.index(state) if known else len(_STATE_ORDER), state)
 
 
 def state_text(guest: Mapping[str, Any]) -> str:

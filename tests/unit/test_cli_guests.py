@@ -18,6 +18,7 @@ import pytest
 from guesthouse.cli import following
 from guesthouse.cli.change import parse_change
 from guesthouse.cli.ports import find_port
+from guesthouse.cli.rows import sorted_guests
 from guesthouse.errors import GuesthouseError, InvalidInput, NotFound
 from guesthouse.model.device import Protocol, Publish
 from guesthouse.model.guest import BootPath, LaunchRecord
@@ -96,6 +97,82 @@ def test_ls_as_people_see_it(guest: Room) -> None:
     assert lines[2].split()[1:3] == ["running", "2"]
     assert "8080->80" in lines[2]
     assert guest("ls", "-q").out == "db\nweb\n"
+
+
+@pytest.fixture
+def village(guest: Room) -> Room:
+    """`web` and five more, of all kinds."""
+    web = next(iter(guest.house.guests.values()))
+    for name, state, image, memory, age in (
+        ("web-old", GuestState.STOPPED, "debian/12", 1, 10),
+        ("db", GuestState.RUNNING, "debian/13", 8, 20),
+        ("tiny", GuestState.PAUSED, "micro", 1, 30),
+        ("bad", GuestState.FAILED, "micro", 4, 5000),
+        ("weave", GuestState.STOPPED, "debian/13", 2, 40),
+    ):
+        made = guest.house.add(name, state, image=image, memory=memory << 30)
+        status = msgspec.structs.replace(made.status, since=web.status.since + 4000 - age)
+        guest.house.guests[made.id] = msgspec.structs.replace(made, status=status)
+    return guest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], "bad db tiny weave web web-old"),
+        (["--state", "running"], "db web"),
+        (["--state", "paused", "--state", "failed"], "bad tiny"),
+        (["--image", "debian/13"], "db weave"),
+        (["--image", "debian/*"], "db weave web web-old"),
+        (["--image", "micro", "--image", "debian/12"], "bad tiny web web-old"),
+        (["web*"], "web web-old"),
+        (["w?b", "db"], "db web"),
+        (["[bd]*"], "bad db"),
+        (["we*", "--state", "stopped", "--image", "debian/13"], "weave"),
+        (["nothing*"], ""),
+        (["--sort", "memory"], "db bad weave web tiny web-old"),
+        (["--sort", "since"], "web-old db tiny weave web bad"),
+        (["--sort", "state"], "db web tiny bad weave web-old"),
+        (["--sort", "name", "--reverse"], "web-old web weave tiny db bad"),
+        (["--sort", "memory", "-r"], "web-old tiny web weave bad db"),
+    ],
+)
+def test_ls_filters_and_sorts(village: Room, arguments: list[str], names: str) -> None:
+    assert village("ls", "-q", *arguments).out.split() == names.split()
+    listed = village.json("ls", *arguments)
+    assert sorted(one["name"] for one in listed) == sorted(names.split())
+    if "--sort" in arguments:
+        assert [one["name"] for one in listed] == names.split()
+    table = village("ls", *arguments)
+    assert [line.split()[0] for line in table.out.splitlines()[1:]] == names.split()
+    assert ("no guest is like that" in table.err) == (not names)
+
+
+def test_ls_of_one_that_is_written_out(village: Room) -> None:
+    (web,) = village.json("ls", "web")
+    assert village("ls", "-q", web["id"]).out == "web\n"
+    said = village("ls", "web", "wob")
+    assert (said.code, said.out) == (3, "")
+    assert "There is no guest 'wob'." in said.err
+    assert village("ls", "--state", "dreaming").code == 2
+    assert village("ls", "--trash", "web").code == 2
+
+
+def test_ls_by_state_puts_unknown_states_last() -> None:
+    guests = [
+        {"name": name, "status": {"state": state, "since": 0}, "spec": {}}
+        for name, state in (("a", "dreaming"), ("b", "stopped"), ("c", "running"))
+    ]
+    assert [one["name"] for one in sorted_guests(guests, "state")] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("columns", [20, 50, 80])
+def test_ls_fits_the_terminal(village: Room, columns: int) -> None:
+    lines = at_width(village, columns, "ls").splitlines()
+    assert max(map(len, lines)) <= columns
+    assert lines[0].startswith("NAME")
+    assert "STATE" in lines[0]
+    assert ("PORTS" in lines[0]) == (columns >= 80)
 
 
 def test_ls_of_an_empty_house(guest: Room) -> None:

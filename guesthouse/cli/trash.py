@@ -89,7 +89,8 @@ def trash_table(guests: Sequence[GuestView], *, width: int | None = None) -> str
     now = time.time()
     rows = [
         [guest.name, guest.id, guest.image, f"{span(now - (guest.deleted_at or now))} ago",
-         f"in {span((guest.expires_at or now) - now)}"]
+         # Rounded up to the hour: what was removed just now has its whole 7 days.
+         f"in {span((guest.expires_at or now) - now + 3599)}"]
         for guest in guests
     ]  # fmt: skip
     headers = ["NAME", "ID", "IMAGE", "REMOVED", "GONE"]

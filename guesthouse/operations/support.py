@@ -115,9 +115,11 @@ def parts_of(rooms: Rooms, jobs: JobRunner, info: HouseInfo) -> list[Part]:
         _log("logs/daemon.log", folders.state / "daemon.log", LOG_TAIL),
         _log("logs/keeper.log", folders.keeper_state / "keeper.log", LOG_TAIL),
     ]
+    engines = {guest: folders.guest_state(guest) / ENGINE_LOG for guest in view.guests}
     parts += [
-        _log(f"logs/engine/{guest}.log", folders.guest_state(guest) / ENGINE_LOG, SHORT_TAIL)
-        for guest in view.guests
+        _log(f"logs/engine/{guest}.log", path, SHORT_TAIL)
+        for guest, path in engines.items()
+        if path.exists()  # it was started at least once
     ]
     parts += [_job_log(jobs, job.id) for job in newest[:JOB_LOGS]]
     return parts

@@ -53,7 +53,7 @@ def test_trash_ls(guest: Room) -> None:
     out = guest("trash", "ls").out
     assert out == guest("ls", "--trash").out
     assert [line.split()[0] for line in out.splitlines()] == ["NAME", "mail", "db"]
-    assert "in 6d" in out
+    assert "in 7d" in out
     assert guest("ls", "--trash", "-q").out == "mail\ndb\n"
     assert [one["name"] for one in json.loads(guest("trash", "ls", "--json").out)] == ["mail", "db"]
     assert "db" not in guest("ls", "-q").out.split()

@@ -40,7 +40,13 @@ def rename(old: str, new: str) -> None:
     ],
 )
 @guest_argument()
-@click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument(
+    "changes",
+    nargs=-1,
+    required=True,
+    metavar="KEY=VALUE...",
+    shell_complete=lambda ctx, param, incomplete: _complete_change(ctx, incomplete),
+)
 def set_guest(name: str, changes: tuple[str, ...]) -> None:
     """Change what a guest has: cpus, memory, disk, …
 
@@ -75,6 +81,16 @@ def set_guest(name: str, changes: tuple[str, ...]) -> None:
             else "applied"
         )
         output.result(f"{guest.name}: {text} ({when})")
+
+
+def _complete_change(ctx: click.Context, incomplete: str) -> list[str]:
+    """Keys that are not on the line yet, and the values of those that have but a few."""
+    key, equals, begun = incomplete.partition("=")
+    if equals:
+        return [f"{key}={one}" for one in _VALUES.get(_field(key), ()) if one.startswith(begun)]
+    taken = {_field(change.partition("=")[0]) for change in ctx.params.get("changes") or ()}
+    keys = [_key(field) for field in _READERS if field not in taken]
+    return [f"{one}=" for one in keys if one.startswith(incomplete)]
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -155,14 +171,21 @@ _READERS: dict[str, Callable[[str, str], Any]] = {
     "protected": lambda text, _: _switch(text),
 }
 
+_VALUES: dict[str, tuple[str, ...]] = {
+    "autostart": tuple(one.value for one in Autostart),
+    "shutdown_action": tuple(one.value for one in ShutdownAction),
+    "display": ("on", "off"),
+    "firmware": tuple(one.value for one in Firmware),
+    "accelerator": tuple(one.value for one in Accelerator),
+    "on_panic": tuple(one.value for one in OnPanic),
+    "protected": ("on", "off"),
+}
+
 _KINDS = {
     "cpus": "a number",
-    "autostart": ", ".join(one.value for one in Autostart),
     "autostart_order": "a number",
-    "shutdown_action": ", ".join(one.value for one in ShutdownAction),
-    "display": "on or off",
-    "firmware": " or ".join(one.value for one in Firmware),
-    "accelerator": ", ".join(one.value for one in Accelerator),
-    "on_panic": " or ".join(one.value for one in OnPanic),
-    "protected": "on or off",
+    **{
+        field: (" or " if len(values) == 2 else ", ").join(values)
+        for field, values in _VALUES.items()
+    },
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from guesthouse.cli import output
 from guesthouse.cli.command import command, guest_argument
 from guesthouse.cli.session import open_house
 from guesthouse.model.reports import LogSource
@@ -63,6 +64,9 @@ def logs(name: str, follow: bool, source: str, lines: int | None) -> None:
         except KeyboardInterrupt:
             if not follow:
                 raise
+            return
+    if follow:
+        output.note("the daemon stopped, and with it this; run it again to follow on")
 
 
 def last_lines(pieces: Iterator[bytes], lines: int, tail: int) -> Iterator[bytes]:

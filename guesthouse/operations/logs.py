@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from guesthouse.drivers.base import ENGINE_LOG, SERIAL_LOG
@@ -25,7 +26,7 @@ async def read_log(
 ) -> AsyncIterator[bytes]:
     """Pieces of the last `tail` bytes; with `follow`, what comes after, without end."""
     if source is LogSource.HOUSE:
-        return _house(rooms, jobs, guest, tail)
+        return _house(rooms, jobs, guest, tail, follow)
     name = SERIAL_LOG if source is LogSource.SERIAL else ENGINE_LOG
     path = rooms.folders.guest_state(guest.id) / name
     return _file(path, tail, follow)
@@ -71,17 +72,49 @@ def _replaced(fd: int | None, path: Path) -> bool:
     return (then.st_dev, then.st_ino) != (now.st_dev, now.st_ino)
 
 
-async def _house(rooms: Rooms, jobs: JobRunner, guest: Guest, tail: int) -> AsyncIterator[bytes]:
+async def _house(
+    rooms: Rooms, jobs: JobRunner, guest: Guest, tail: int, follow: bool
+) -> AsyncIterator[bytes]:
     """The guest's jobs in order, each with its log."""
-    target = GUESTS.key(guest.id)
-    lines: list[str] = []
-    for job in sorted(rooms.view.jobs.values(), key=lambda job: job.id):
-        if job.target != target:
-            continue
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
-        lines.append(f"{when}  {job.kind}  {job.state.value}  ({job.requester or 'house'})")
-        lines += [f"    {line}" for line in await jobs.log_lines(job.id)]
-        if job.problem is not None:
-            lines.append(f"    {job.problem.message} {job.problem.hint}".rstrip())
-    text = "".join(f"{line}\n" for line in lines).encode()
+    told = _Told()
+    text = await _news(rooms, jobs, guest, told)
     yield text[-tail:] if tail else b""
+    while follow:
+        await asyncio.sleep(PERIOD)
+        if text := await _news(rooms, jobs, guest, told):
+            yield text
+
+
+@dataclass
+class _Told:
+    """What a reader of the house's log knows. :ivar lines: how many of each job's that runs.
+
+    :ivar ended: ids of jobs that need no more words.
+    """
+
+    lines: dict[str, int] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+
+
+async def _news(rooms: Rooms, jobs: JobRunner, guest: Guest, told: _Told) -> bytes:
+    target = GUESTS.key(guest.id)
+    text: list[str] = []
+    fresh = [
+        job for job in rooms.view.jobs.values() if job.target == target and job.id not in told.ended
+    ]
+    for job in sorted(fresh, key=lambda job: job.id):
+        known = told.lines.get(job.id)
+        lines = await jobs.log_lines(job.id)
+        if known is None:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at))
+            text.append(f"{when}  {job.kind}  {job.state.value}  ({job.requester or 'house'})")
+        text += [f"    {line}" for line in lines[known or 0 :]]
+        told.lines[job.id] = len(lines)
+        if not job.ended:
+            continue
+        told.ended.add(job.id)
+        if known is not None:  # it was still at work when its first line was told
+            text.append(f"    {job.kind} {job.state.value}")
+        if job.problem is not None:
+            text.append(f"    {job.problem.message} {job.problem.hint}".rstrip())
+    return "".join(f"{line}\n" for line in text).encode()

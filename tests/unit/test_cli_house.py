@@ -49,7 +49,9 @@ def test_logs_are_followed(guest: Room) -> None:
     assert process.stdout.readline() == b"third\n"
     guest.house.log_more.set()
     assert process.stdout.readline() == b"fourth\n"
-    assert process.wait(30) == 0
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"run it again to follow on" in err
 
 
 def test_ctrl_c_ends_following_in_peace(guest: Room) -> None:

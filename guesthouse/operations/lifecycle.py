@@ -232,9 +232,13 @@ class Press(GuestOperation[GuestParams]):
     may_cancel = False
     verb: ClassVar[str]
     allowed: ClassVar[frozenset[GuestState]] = LIVE
+    ends_it: ClassVar[bool] = False
+    """Whether its process may end by it."""
 
     async def run(self, ctx: JobContext, params: GuestParams) -> None:
         guest = await self.rooms.guest(params.guest)
+        if self.ends_it and ctx.has_step("press") and self.rooms.live.get(guest.id) is None:
+            return  # pressed before the daemon died, and heeded
         require_state(guest.name, guest.state, self.allowed, verb=self.verb)
         live = self.rooms.live.require(guest, verb=self.verb)
         await ctx.step("press")
@@ -278,6 +282,7 @@ class Reset(Press):
 
     kind = "guest.reset"
     verb = "reset it"
+    ends_it = True
 
     async def press(self, running: Running) -> None:
         await running.reset()
@@ -288,6 +293,7 @@ class PowerButton(Press):
 
     kind = "guest.power-button"
     verb = "press its power button"
+    ends_it = True
 
     async def press(self, running: Running) -> None:
         await running.power_button()

@@ -328,15 +328,24 @@ class Settle(GuestOperation[SettleParams]):
         await exited(self.rooms, guest.id, params.incarnation)
         if params.reason == "guest-reset":
             # The guest rebooted out of a direct kernel boot: its own boot loader takes over now.
+            ctx.undo(lambda: self._record(ctx, guest.id, REBOOT_FAILED))
             await launch_guest(self.rooms, ctx, guest, booted=True)
             return
-        end = Exit(params.reason, params.message)
+        await self._record(ctx, guest.id, Exit(params.reason, params.message))
+
+    async def _record(self, ctx: JobContext, guest_id: str, end: Exit) -> None:
+        """Unless something else already wrote how it ended."""
         await ctx.insist(
-            lambda: self.rooms.documents.guests.update(guest.id, lambda g: settled(g, end))
+            lambda: self.rooms.documents.guests.update(
+                guest_id, lambda g: settled(g, end) if g.state in LIVE else g
+            )
         )
 
 
-GOOD_ENDS = frozenset({"guest-shutdown", "quit", "killed", "host-rebooted", "unknown"})
+REBOOT_FAILED = Exit("reboot-failed", "it rebooted, and its start afterwards failed")
+GOOD_ENDS = frozenset(
+    {"guest-shutdown", "reboot-failed", "quit", "killed", "host-rebooted", "unknown"}
+)
 
 
 def settled(guest: Guest, end: Exit) -> Guest:

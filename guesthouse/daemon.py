@@ -153,6 +153,7 @@ async def run(
             all_operations(rooms, BuildCache(folders.build_cache)),
             folders.jobs,
             observer=observer,
+            kept=rooms.settings.job_retention_days * 86400.0,
         )
         supervisor = Supervisor(rooms, jobs)
         copies = CopyKeeper(rooms)

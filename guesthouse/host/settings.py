@@ -23,13 +23,13 @@ class Settings(Noun, kw_only=True, frozen=True):
     """:ivar mirrors: lines of apt's sources.list from which Debian images are built; empty takes
         the host's own, else the builder's default.
     :ivar default_user: login user that a guest gets when its launch names none.
-    :ivar job_retention_days: how long ended jobs are kept; 0 keeps only the present day's.
+    :ivar job_retention_days: how long ended jobs are kept; 0 forgets them within the hour.
     :ivar trash_days: how long removed guests stay in the trash; 0 removes them at once.
     """
 
     mirrors: tuple[str, ...] = ()
     default_user: str = "guest"
-    job_retention_days: int = 30
+    job_retention_days: int = 7
     trash_days: int = 7
 
 

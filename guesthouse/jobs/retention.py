@@ -23,21 +23,27 @@ INTERVAL = 3600.0
 _LOG = logging.getLogger(__name__)
 
 
-def outdated(jobs: list[Versioned[Job]], now: float) -> list[Versioned[Job]]:
+def outdated(
+    jobs: list[Versioned[Job]], now: float, kept: float = KEPT_SECONDS
+) -> list[Versioned[Job]]:
     """The ended jobs that are too old or beyond the newest so many."""
     ended = [found for found in jobs if found.doc.ended]
     ended.sort(key=lambda found: found.doc.id, reverse=True)
     return [
         found
         for place, found in enumerate(ended)
-        if place >= KEPT_JOBS or now - (found.doc.ended_at or found.doc.created_at) > KEPT_SECONDS
+        if place >= KEPT_JOBS or now - (found.doc.ended_at or found.doc.created_at) > kept
     ]
 
 
 class Retention:
-    def __init__(self, documents: Documents, logs: LogFolder) -> None:
+    def __init__(
+        self, documents: Documents, logs: LogFolder, *, kept: float = KEPT_SECONDS
+    ) -> None:
+        """:param kept: seconds that ended jobs stay."""
         self._documents = documents
         self._logs = logs
+        self._kept = kept
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -64,7 +70,7 @@ class Retention:
         # Logs first: one that appears later belongs to a job that this listing may not have.
         logs = await asyncio.to_thread(self._logs.jobs)
         listed = await self._documents.jobs.list()
-        old = outdated(listed.documents, time.time() if now is None else now)
+        old = outdated(listed.documents, time.time() if now is None else now, self._kept)
         queue = iter(old)
         while batch := list(islice(queue, BATCH)):
             ops: list[Op] = [

@@ -21,7 +21,7 @@ from guesthouse.jobs.problems import plain, unforeseen
 from guesthouse.jobs.record import JobRecord, Observer, Stopping, retrieve
 from guesthouse.jobs.recovery import plan_recovery
 from guesthouse.jobs.registry import Operation, Registry
-from guesthouse.jobs.retention import Retention
+from guesthouse.jobs.retention import KEPT_SECONDS, Retention
 from guesthouse.model.document import Noun, convert_strict
 from guesthouse.model.ids import new_id
 from guesthouse.model.job import Job, JobProgress, JobState
@@ -35,6 +35,7 @@ class JobRunner:
     """One per daemon. Call `recover` once at its start, before anything is submitted.
 
     :param folder: where the logs of jobs are. :param requester: of jobs that name none.
+    :param kept: seconds that ended jobs stay.
     :param observer: told of every write of a job's document; for tests of crashes.
     """
 
@@ -46,6 +47,7 @@ class JobRunner:
         *,
         requester: str = "daemon",
         observer: Observer | None = None,
+        kept: float = KEPT_SECONDS,
     ) -> None:
         self._documents = documents
         self._registry = registry
@@ -54,7 +56,7 @@ class JobRunner:
         self._locks = Locks()
         self._logs = LogFolder(folder)
         self._logs.prepare()
-        self._retention = Retention(documents, self._logs)
+        self._retention = Retention(documents, self._logs, kept=kept)
         self._active = ActiveJobs()
         self._stopping = False
 

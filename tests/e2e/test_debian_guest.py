@@ -100,7 +100,7 @@ def test_two_launches_at_once_share_one_build(house: House) -> None:
 
 @pytest.mark.full
 def test_kernel_upgraded_inside_is_the_one_that_boots(house: House, tmp_path: Path) -> None:
-    """The plain kernel beside the image's cloud kernel: it sorts last, so GRUB takes it."""
+    """The plain kernel instead of the image's cloud kernel, installed inside by apt."""
     house.run("launch", "debian/12", "up", "--disk", "6G", timeout=1200)
     until(lambda: boots(house, "up", 1), seconds=600, say="ready")
     house.run("exec", "up", "--", "apt-get", "-qq", "update", timeout=600)
@@ -118,18 +118,10 @@ def test_kernel_upgraded_inside_is_the_one_that_boots(house: House, tmp_path: Pa
         "linux-image-amd64",
         timeout=1500,
     )
-    house.run(
-        "exec",
-        "up",
-        "--",
-        "apt-get",
-        "-qq",
-        "-y",
-        "purge",
-        f"linux-image-{old}",
-        timeout=900,
-        ok=False,
-    )
+    # The image's own kernel has the same version and sorts last, so it has to go; its package
+    # refuses to be purged while it runs.
+    away = f"rm /boot/*-{old} && update-grub"
+    house.run("exec", "up", "--", "sh", "-c", away, timeout=600)
     house.run("exec", "--timeout", "60", "up", "--", "systemctl", "reboot", ok=False)
     until(lambda: boots(house, "up", 2), seconds=900, say="up again")
     new = house.out("exec", "up", "--", "uname", "-r").strip()

@@ -24,8 +24,9 @@ from guesthouse.storage.copies import KINDS
 from guesthouse.store.documents import GUESTS, IMAGES, VOLUMES
 from guesthouse.store.view import RESYNC, Event
 
-GATHER = 0.2
-"""Seconds in which changes of one document become one copy: a start changes its guest often."""
+GATHER = 0.5
+"""Seconds in which changes of one document become one copy: a start changes its guest often, and
+its own writes should not wait for ours."""
 RETRY, SLOWEST = 1.0, 30.0
 """Seconds until a copy that could not be written is tried again; doubled up to the second."""
 

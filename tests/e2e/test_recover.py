@@ -78,13 +78,25 @@ class LostHouse(House):
         raise AssertionError(f"no copy of {name}")
 
     def lose(self, *parts: str) -> None:
-        """The daemon dies and its database with it."""
+        """The daemon dies and its database with it, once the copies are written."""
+        until(self._copied, say="the copies are up to date")
         self.kill_daemon()
         for part in parts or ("", "-wal", "-shm"):
             (self.state / f"guesthouse.db{part}").unlink(missing_ok=True)
         for path in (self.documents / "guests").iterdir():
             # The disk of t/disk has no boot loader: let every boot be a first one.
             path.write_bytes(json.dumps(json.loads(path.read_bytes()) | {"booted": False}).encode())
+
+    def _copied(self) -> bool:
+        guests = {guest["id"]: guest for guest in (*self.json("ls"), *self.json("trash", "ls"))}
+        copies = {path.stem: path for path in (self.documents / "guests").iterdir()}
+        if not guests.keys() <= copies.keys():
+            return False
+        return all(
+            json.loads(copies[id].read_bytes()).get(field) == guest.get(field)
+            for id, guest in guests.items()
+            for field in ("name", "spec", "launch", "deleted_at")
+        )
 
     def keeper_pid(self) -> int:
         needle = str(self.folder).encode()

@@ -39,6 +39,7 @@ from guesthouse.model.host import HostFacts
 from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
 from guesthouse.network.builtin import Builtin
 from guesthouse.operations.all import all_operations
+from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.house import House
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
@@ -239,10 +240,15 @@ def make_house(
     async def console(key: str, replay: int) -> socket.socket:
         return await (await keeper.client()).console(key, replay=replay)
 
+    async def keeping() -> KeeperFacts:
+        client = await keeper.client()
+        return KeeperFacts(client.pid, sum(one.alive for one in await client.processes()))
+
     return House(
         rooms=rooms,
         jobs=jobs,
         console=console,
+        keeping=keeping,
         reprobe=probed.refresh,
         stop_daemon=stop.set,
         identity=HouseInfo(

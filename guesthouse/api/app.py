@@ -21,6 +21,7 @@ from guesthouse.api.problems import (
     encode_problem,
     problem_details,
 )
+from guesthouse.api.routes.checkup import CHECKUP_ROUTES
 from guesthouse.api.routes.daemon import DAEMON_ROUTES
 from guesthouse.api.routes.events import EVENT_ROUTES
 from guesthouse.api.routes.guest_streams import STREAM_ROUTES, NoQuery
@@ -47,6 +48,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
     return Litestar(
         route_handlers=[
             *DAEMON_ROUTES,
+            *CHECKUP_ROUTES,
             *GUEST_ROUTES,
             *STREAM_ROUTES,
             *TRASH_ROUTES,

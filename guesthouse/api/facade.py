@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from guesthouse.guestos.ssh_process import RemoteProcess
     from guesthouse.jobs.runner import JobRunner
+    from guesthouse.model.checkup import Checkup
     from guesthouse.model.device import Publish
     from guesthouse.model.guest import Guest
     from guesthouse.model.host import HostFacts
@@ -147,6 +148,10 @@ class House(Protocol):
 
     async def probe(self) -> HostFacts:
         """Look at the host afresh."""
+        ...
+
+    async def check_up(self) -> Checkup:
+        """Look at the house itself."""
         ...
 
     async def survey(self) -> RecoverySurvey:

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from guesthouse.client.transport import Response, Stream, Transport
 from guesthouse.errors import GuesthouseError, Internal, InvalidInput
+from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish
 from guesthouse.model.document import Noun, convert_strict, decode_strict, encode
 from guesthouse.model.host import HostFacts
@@ -64,6 +65,11 @@ class House:
         """Have the daemon look afresh."""
         response = self.transport.request("POST", "/v1/host/probe", b"{}", timeout=PROBE_TIMEOUT)
         return _decode(response, HostFacts)
+
+    def check_up(self) -> Checkup:
+        """Have the daemon look at the house itself."""
+        response = self.transport.request("GET", "/v1/checkup", timeout=PROBE_TIMEOUT)
+        return _decode(response, Checkup)
 
     def stop_daemon(self) -> None:
         """Ask the daemon to stop; it answers first. Guests live on."""

@@ -65,6 +65,7 @@ def of_kvm(verdict: KvmVerdict | None) -> Capability:
         available=verdict.verdict == "works",
         reason=verdict.reason,
         cure=verdict.cure,
+        verdict=verdict.verdict,
     )
 
 

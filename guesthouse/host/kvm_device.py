@@ -43,7 +43,8 @@ def examine(*, am_root: bool, path: Path = KVM) -> KvmDevice:
             None,
             f"This host has no {path}: its processor or firmware offers no virtualisation, or "
             "the kernel module is not loaded.",
-            "modprobe kvm_intel || modprobe kvm_amd, or enable VT-x/AMD-V in the firmware",
+            "sudo modprobe kvm_intel || sudo modprobe kvm_amd; if neither helps, enable VT-x or "
+            "AMD-V in the firmware",
         )
     with os.fdopen(fd):
         found = os.fstat(fd)

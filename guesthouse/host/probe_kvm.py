@@ -99,6 +99,7 @@ def _failed(trial: Trial) -> KvmVerdict:
         return KvmVerdict(
             verdict="cannot-run",
             reason=f"{KVM} opens, but QEMU cannot use it: {trial.error.splitlines()[-1]}",
+            cure="See what the kernel says of it: sudo dmesg | grep -i kvm",
         )
     return KvmVerdict(
         verdict="cannot-run",

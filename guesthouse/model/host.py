@@ -11,12 +11,15 @@ class Capability(Noun, kw_only=True, frozen=True):
     :ivar name: `kvm`, `userns`, `tun`, `qemu`, …
     :ivar reason: one sentence: why it is there or what is missing.
     :ivar cure: the exact command or setting that would bring it; empty when there is none.
+    :ivar verdict: of `kvm`, for programs: `works`, `cannot-run` (it opens, but an ordinary guest
+        does not run), `no-permission` or `absent`.
     """
 
     name: str
     available: bool
     reason: str
     cure: str = ""
+    verdict: str = ""
 
 
 class QemuBinary(Noun, kw_only=True, frozen=True):

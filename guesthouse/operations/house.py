@@ -17,6 +17,7 @@ from guesthouse.errors import InvalidInput, NameTaken, NotFound, UnknownImage
 from guesthouse.guestos.ssh import RemoteProcess
 from guesthouse.images.building import BuildParams, RemoveParams
 from guesthouse.jobs.runner import JobRunner
+from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish, check_publish
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest, pending_changes
@@ -48,6 +49,7 @@ from guesthouse.model.reports import (
     UnpublishRequest,
 )
 from guesthouse.model.usage import GuestUsage
+from guesthouse.operations.checkup import KeeperFacts, check_up
 from guesthouse.operations.creation import LaunchParams
 from guesthouse.operations.deletion import DeleteParams
 from guesthouse.operations.editing import (
@@ -82,12 +84,14 @@ Console = Callable[[str, int], Awaitable[socket.socket]]
 class House:
     """:ivar console: (run key, bytes to replay) -> the serial console, from the keeper.
 
+    :ivar keeping: how the keeper is.
     :ivar reprobe: look at the host afresh. :ivar stop: ask the daemon to stop.
     """
 
     rooms: Rooms
     jobs: JobRunner
     console: Console
+    keeping: Callable[[], Awaitable[KeeperFacts]]
     reprobe: Callable[[], Awaitable[HostFacts]]
     stop_daemon: Callable[[], None]
     identity: HouseInfo
@@ -278,6 +282,9 @@ class House:
             target_name=image.name,
             requester=requester,
         )
+
+    async def check_up(self) -> Checkup:
+        return await check_up(self.rooms, self.keeping)
 
     async def survey(self) -> RecoverySurvey:
         return RecoverySurvey(findings=tuple((await survey(self.rooms)).findings()))

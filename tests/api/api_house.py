@@ -14,7 +14,7 @@ from typing import Any
 from guesthouse import __version__
 from guesthouse.drivers.base import SERIAL_LOG, VNC_SOCKET, Resources
 from guesthouse.drivers.fake import FakeDriver, FakeRunning
-from guesthouse.errors import InvalidInput
+from guesthouse.errors import InvalidInput, KeeperUnavailable
 from guesthouse.guestos.ssh_process import RemoteProcess
 from guesthouse.host.folders import prepare
 from guesthouse.host.secrets import Secrets
@@ -33,6 +33,7 @@ from guesthouse.model.job import Job, JobState
 from guesthouse.model.reports import ExecRequest, HouseInfo, HouseMode, LaunchRequest
 from guesthouse.model.states import GuestState
 from guesthouse.operations.all import all_operations
+from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.house import House
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
@@ -85,6 +86,7 @@ class ApiHouse(House):
     """:ivar commands: every command opened. :ivar stop_asked: set by `request_stop`.
 
     :ivar consoles: the guest's ends of every console opened.
+    :ivar keeper_trouble: why the keeper does not answer.
     :ivar by_ssh: commands go to the fake guest's ssh instead of this host.
     """
 
@@ -96,6 +98,7 @@ class ApiHouse(House):
     commands: list[Command] = field(default_factory=list)
     past: bytes = b"".join(b"line %d\n" % number for number in range(1000))
     by_ssh: bool = False
+    keeper_trouble: str = ""
 
     async def add(self, *documents: Guest | Image) -> None:
         """Put documents there as they are, a transaction for each."""
@@ -243,6 +246,11 @@ def _assemble(
     async def console(key: str, replay: int) -> socket.socket:
         return house.open_end(replay)
 
+    async def keeping() -> KeeperFacts:
+        if house.keeper_trouble:
+            raise KeeperUnavailable(house.keeper_trouble)
+        return KeeperFacts(4711, len(list(rooms.live)))
+
     async def reprobe() -> HostFacts:
         return _facts()
 
@@ -251,6 +259,7 @@ def _assemble(
         rooms=rooms,
         jobs=jobs,
         console=console,
+        keeping=keeping,
         reprobe=reprobe,
         stop_daemon=stop_asked.set,
         identity=HouseInfo(

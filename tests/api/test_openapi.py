@@ -58,7 +58,7 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         GET /v1/images-known | GET /v1/jobs | GET /v1/jobs/{ref} | POST /v1/jobs/{ref}/cancel
         GET /v1/jobs/{ref}/log | GET /v1/jobs/{ref}/events | GET /v1/events | GET /v1/host
         POST /v1/host/probe | POST /v1/host/stop-guests | POST /v1/storage/collect
-        POST /v1/daemon/stop | GET /v1/guests/{ref}/usage | GET /v1/usage
+        POST /v1/daemon/stop | GET /v1/guests/{ref}/usage | GET /v1/usage | GET /v1/checkup
         GET /v1/openapi.json | GET /v1/trash | POST /v1/trash/{ref}/undelete
         DELETE /v1/trash/{ref} | GET /v1/recovery | POST /v1/recovery | GET /v1/support-bundle
     """

@@ -17,6 +17,7 @@ import msgspec
 from websockets.utils import accept_key
 
 from guesthouse.errors import Cancelled, Conflict, GuesthouseError, NotFound
+from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish
 from guesthouse.model.document import encode
 from guesthouse.model.guest import Guest
@@ -147,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.set", house.guest(ref))
             case ["GET", "guests", ref, "usage"]:
                 self._json(house.usage(house.guest(ref)))
+            case ["GET", "checkup"]:
+                self._json(Checkup(checks=house.checks))
             case ["GET", "usage"]:
                 running = [one for one in house.guests.values() if one.status.pid]
                 self._json(sorted(map(house.usage, running), key=lambda one: one.name))

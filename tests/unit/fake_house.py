@@ -18,6 +18,7 @@ import msgspec
 
 from guesthouse import __version__
 from guesthouse.errors import GuesthouseError, NotFound
+from guesthouse.model.checkup import Check, Health
 from guesthouse.model.device import Disk, Nic, Publish
 from guesthouse.model.guest import Guest, GuestSpec, GuestStatus
 from guesthouse.model.host import Capability
@@ -93,6 +94,7 @@ class FakeHouse:
         self.console_received = bytearray()
         self.stopped = threading.Event()
         self.capabilities = (Capability(name="qemu", available=True, reason="QEMU 7.2."),)
+        self.checks = (Check(name="keeper", health=Health.FINE, message="It is there."),)
         self.changed = threading.Condition()
         self._server = ApiServer(str(path), self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))

@@ -16,7 +16,6 @@ import pytest
 from guesthouse import __version__
 from guesthouse.cli.logs import _STEERING, last_lines, tail_of
 from guesthouse.errors import NotReady
-from guesthouse.model.host import Capability
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 
@@ -213,31 +212,6 @@ def test_daemon_stop_waits_for_its_end(guest: Room) -> None:
         assert time.monotonic() < deadline
     daemon.wait()
     assert module._gone(daemon.pid)
-
-
-# --- doctor ---
-
-
-def test_doctor(guest: Room) -> None:
-    guest.house.capabilities = (
-        Capability(name="qemu", available=True, reason="QEMU 7.2.19 at /usr/bin/qemu."),
-        Capability(name="kvm", available=False, reason="No /dev/kvm.", cure="modprobe kvm"),
-    )
-    said = guest("doctor")
-    assert said.code == 0
-    lines = said.out.splitlines()
-    assert ["no", "kvm"] in [line.split()[:2] for line in lines]
-    assert any(line.strip() == "cure: modprobe kvm" for line in lines)
-    assert "Guests can run here; 1 thing" in said.out
-    assert guest.json("doctor")["capabilities"][1]["cure"] == "modprobe kvm"
-    guest.house.capabilities = (
-        Capability(name="qemu", available=False, reason="None.", cure="apt install qemu"),
-    )
-    said = guest("doctor")
-    assert said.code == 1
-    assert "MISSING qemu" in said.out
-    assert "cannot run here" in said.out
-    assert guest("doctor", "--json").code == 1
 
 
 # --- completion ---

@@ -218,6 +218,7 @@ def _environment() -> Iterator[list[str]]:
     entries = re.findall(r"^((?:``\w+``(?:, )?)+)\n((?:    .*\n?)+)", text, re.MULTILINE)
     for names, meaning in entries:
         yield [names.replace("``", "`"), meaning]
+    yield ["`GUESTHOUSE_QEMU`", "the QEMU to use in place of the one on PATH"]
     yield ["`NO_COLOR`", "not empty: no colours (no-color.org)"]
     yield ["`GUESTHOUSE_DEBUG`", "not empty: a defect of `guest` shows where it happened"]
     yield ["`GUESTHOUSE_LOG`", "what the daemon logs: DEBUG, INFO (the default), WARNING, ERROR"]

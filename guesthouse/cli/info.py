@@ -15,7 +15,7 @@ from guesthouse.cli.table import STATE_COLOURS, show
 from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Publish
-from guesthouse.model.guest import Autostart, ShutdownAction
+from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -186,6 +186,8 @@ def _engine(guest: GuestView) -> Rows:
         if launch.accelerator_reason and not kvm:
             rows.append(("", launch.accelerator_reason.removeprefix("Emulation, because: ")))
         rows.append(("Machine", f"{launch.machine}, {spec.firmware.value}, CPU {launch.cpu}"))
+        own = launch.boot is BootPath.DISK
+        rows.append(("Booted", "from its own disk" if own else "by its image's kernel directly"))
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))

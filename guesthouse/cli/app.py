@@ -183,6 +183,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
     try:
         if COMPLETE in os.environ:
             return shell_complete(app, {}, "guest", COMPLETE, os.environ[COMPLETE])
+        if arguments[:1] == ["help"]:  # as git and apt have it
+            arguments = [*arguments[1:], "--help"]
         with app.make_context("guest", list(arguments)) as context:
             done: Any = app.invoke(context)
         return done if isinstance(done, int) else 0
@@ -222,7 +224,8 @@ def _explained(error: Exception) -> tuple[GuesthouseError, int]:
 
 def _usage(error: click.UsageError) -> InvalidInput:
     context = error.ctx
-    message = error.format_message()
+    # click lists choices below each other, by tabs.
+    message = " ".join(error.format_message().split())
     path = context.command_path if context is not None else "guest"
     if isinstance(error, click.exceptions.NoSuchOption) and error.possibilities:
         message = f"No such option: {error.option_name}"

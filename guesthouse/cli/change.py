@@ -12,7 +12,14 @@ from guesthouse.cli.command import command, complete_guests, guest_argument
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.errors import InvalidInput
-from guesthouse.model.guest import Autostart, Firmware, OnPanic, ShutdownAction
+from guesthouse.model.guest import (
+    Autostart,
+    Firmware,
+    OnPanic,
+    ShutdownAction,
+    check_cpus,
+    check_memory,
+)
 from guesthouse.model.names import check_name
 from guesthouse.model.reports import Accelerator
 from guesthouse.model.units import parse_seconds, parse_size
@@ -154,8 +161,8 @@ def _switch(text: str) -> bool:
 _SWITCHES = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
 _READERS: dict[str, Callable[[str, str], Any]] = {
-    "cpus": lambda text, _: int(text),
-    "memory": lambda text, field: parse_size(text, field=field),
+    "cpus": lambda text, _: check_cpus(int(text)),
+    "memory": lambda text, field: check_memory(parse_size(text, field=field)),
     "disk": lambda text, field: parse_size(text, field=field),
     "description": lambda text, _: text,
     "display": lambda text, _: _switch(text),

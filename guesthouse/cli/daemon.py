@@ -149,7 +149,7 @@ def restart() -> None:
             )
         _stop(about)
     # Where a service manager listens in its place, reaching for it starts it.
-    house = House(reach(tell=output.note).transport)
+    house = House(reach().transport)
     output.result(f"Restarted the daemon (pid {house.raw('/v1')['pid']})")
 
 

@@ -11,8 +11,10 @@ from guesthouse.cli import output
 from guesthouse.cli.command import SIZE, command, complete_images, json_option, positive
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
+from guesthouse.errors import UnknownImage
 from guesthouse.model.device import parse_publish
-from guesthouse.model.guest import Firmware
+from guesthouse.model.guest import Firmware, check_cpus, check_memory
+from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name
 from guesthouse.model.reports import Accelerator, LaunchRequest
 
@@ -80,8 +82,8 @@ def launch(
     request = LaunchRequest(
         image=check_image_name(image),
         name=None if name is None else check_name(name),
-        cpus=rest["cpus"],
-        memory=rest["memory"],
+        cpus=check_cpus(rest["cpus"]),
+        memory=None if rest["memory"] is None else check_memory(rest["memory"]),
         disk=rest["disk"],
         publish=tuple(parse_publish(text) for text in publish),
         firmware=Firmware(rest["firmware"]),
@@ -94,7 +96,18 @@ def launch(
         ready_timeout=rest["timeout"],
     )
     house = open_house()
-    (job,) = carry_out(house, [Wish(name or image, lambda: house.launch(request))])
+
+    def submit() -> Job:
+        try:
+            return house.launch(request)
+        except UnknownImage as error:
+            if name is not None:
+                raise
+            # Most who give one word mean the guest's name.
+            hint = f"{error.hint} The name comes after it: guest launch {DEFAULT_IMAGE} {image}"
+            raise UnknownImage(error.message, hint=hint.strip(), **error.detail) from error
+
+    (job,) = carry_out(house, [Wish(name or image, submit)])
     ref = job.target.removeprefix("guests/") or job.target_name
     if as_json:
         output.json_result(house.raw(f"/v1/guests/{ref}"))

@@ -86,7 +86,7 @@ def parse_publish(text: str, *, field: str = "publish") -> Publish:
         )
     except ValueError:
         raise InvalidInput(
-            f"{text!r} is not a published port.",
+            f"{text!r} does not say which port of the host leads to which of the guest.",
             hint="Write [ip:]host:guest[/udp], for example 8080:80 or 0.0.0.0:5353:53/udp.",
             field=field,
         ) from None

@@ -9,6 +9,7 @@ from guesthouse.model.device import Disk, Nic, check_publish
 from guesthouse.model.document import Document, Noun
 from guesthouse.model.names import check_name
 from guesthouse.model.states import GuestState
+from guesthouse.model.units import format_size
 
 MIN_MEMORY = 64 << 20
 MAX_CPUS = 512
@@ -171,21 +172,35 @@ class Guest(Document, kw_only=True, frozen=True):
         return f"{self.id}.{self.launch.incarnation if self.launch else 0}"
 
 
+def check_cpus(count: int) -> int:
+    """`count` itself. :raise InvalidInput: no guest can have so many."""
+    if not 1 <= count <= MAX_CPUS:
+        raise InvalidInput(
+            f"{count} CPUs are not possible.", hint=f"Use 1 to {MAX_CPUS}.", field="cpus"
+        )
+    return count
+
+
+def check_memory(size: int) -> int:
+    """`size` in bytes itself. :raise InvalidInput: too little, or not whole mebibytes."""
+    if size < MIN_MEMORY or size % (1 << 20):
+        # Whoever leaves the unit away means mebibytes or gibibytes, not bytes.
+        unit = " Write its unit, such as 512M or 2G." if size < 1 << 20 else ""
+        raise InvalidInput(
+            f"{size} bytes of memory are not possible.",
+            hint=f"Use whole mebibytes, at least {format_size(MIN_MEMORY)}.{unit}",
+            field="memory",
+        )
+    return size
+
+
 def check_spec(spec: GuestSpec) -> None:
     """Semantic checks that types cannot express.
 
     :raise InvalidInput: names the field.
     """
-    if not 1 <= spec.cpus <= MAX_CPUS:
-        raise InvalidInput(
-            f"{spec.cpus} CPUs are not possible.", hint=f"Use 1 to {MAX_CPUS}.", field="cpus"
-        )
-    if spec.memory < MIN_MEMORY or spec.memory % (1 << 20):
-        raise InvalidInput(
-            f"{spec.memory} bytes of memory are not possible.",
-            hint="Use whole mebibytes, at least 64M.",
-            field="memory",
-        )
+    check_cpus(spec.cpus)
+    check_memory(spec.memory)
     if spec.accelerator not in {"auto", "kvm", "tcg"}:
         raise InvalidInput(
             f"{spec.accelerator!r} is no accelerator.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from guesthouse.errors import InvalidTransition
@@ -68,12 +69,23 @@ def check_transition(
         )
 
 
-def require_state(name: str, now: GuestState, allowed: frozenset[GuestState], *, verb: str) -> None:
-    """:raise InvalidTransition: `now` is not one of `allowed`."""
+def require_state(
+    name: str,
+    now: GuestState,
+    allowed: frozenset[GuestState],
+    *,
+    verb: str,
+    cures: Mapping[GuestState, str] = {},
+) -> None:
+    """:param cures: what to do in which state, where that is not what it is for most verbs.
+
+    :raise InvalidTransition: `now` is not one of `allowed`.
+    """
     if now not in allowed:
+        cure = {**_CURE, **cures}.get(now, "Wait for the running job: guest job ls")
         raise InvalidTransition(
             f"Cannot {verb}: guest {name!r} is {now.value}.",
-            hint=_CURE.get(now, "Wait for the running job: guest job ls").format(name=name),
+            hint=cure.format(name=name),
             guest=name,
             state=now.value,
         )

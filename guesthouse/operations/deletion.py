@@ -26,6 +26,11 @@ NUMBERS = "numbers/guests/"
 DELETABLE = frozenset({S.STOPPED, S.FAILED, S.SUSPENDED, S.DELETING, S.CREATING})
 
 
+IN_THE_WAY = dict.fromkeys(
+    (S.RUNNING, S.PAUSED), "Stop it first (guest stop {name}), or kill it: guest rm --force {name}"
+)
+
+
 class DeleteParams(GuestParams, kw_only=True, frozen=True):
     """:ivar force: kill the guest first when it runs. :ivar now: do not keep it in the trash."""
 
@@ -54,7 +59,7 @@ class DeleteGuest(GuestOperation[DeleteParams]):
         if guest.state in LIVE and params.force:
             await stop_guest(self.rooms, ctx, guest, StopParams(guest=guest.id, force=True))
             guest = await self.rooms.guest(guest.id)
-        require_state(guest.name, guest.state, DELETABLE, verb="remove it")
+        require_state(guest.name, guest.state, DELETABLE, verb="remove it", cures=IN_THE_WAY)
 
 
 def refuse_protected(guest: Guest) -> None:

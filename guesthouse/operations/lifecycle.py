@@ -50,6 +50,9 @@ class StartParams(GuestParams, kw_only=True, frozen=True):
     ready_timeout: float = 300.0
 
 
+RUNS_ALREADY = {S.RUNNING: "It runs already. To start it anew: guest restart {name}"}
+
+
 class Start(GuestOperation[StartParams]):
     kind = "guest.start"
     Params = StartParams
@@ -57,7 +60,7 @@ class Start(GuestOperation[StartParams]):
     async def run(self, ctx: JobContext, params: StartParams) -> None:
         guest = await self.rooms.guest(params.guest)
         if not ctx.resumed:
-            require_state(guest.name, guest.state, STARTABLE, verb="start it")
+            require_state(guest.name, guest.state, STARTABLE, verb="start it", cures=RUNS_ALREADY)
         await launch_guest(self.rooms, ctx, guest, paused=params.paused)
         if params.wait_ready and not params.paused:
             await wait_ready(self.rooms, ctx, guest, params.ready_timeout)

@@ -14,6 +14,7 @@ from guesthouse.errors import AgentUnavailable, InvalidTransition, NotReady
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.ssh import GuestSsh
 from guesthouse.model.guest import Guest, GuestStatus
+from guesthouse.model.states import GuestState, require_state
 
 
 @dataclass
@@ -125,8 +126,13 @@ class LiveGuests:
         return live
 
     def require_ssh(self, guest: Guest, *, verb: str) -> GuestSsh:
-        """:raise AgentUnavailable: its image carries no ssh port. :raise InvalidTransition:"""
+        """:raise AgentUnavailable: its image carries no ssh port.
+
+        :raise InvalidTransition: it has no process, or one that is paused and cannot answer.
+        """
         live = self.require(guest, verb=verb)
+        running = frozenset(GuestState) - {GuestState.PAUSED}
+        require_state(guest.name, guest.state, running, verb=verb)
         if live.ssh is None:
             raise AgentUnavailable(
                 f"Guest {guest.name!r} cannot be entered: its image has no ssh port of ours.",

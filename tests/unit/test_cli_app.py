@@ -117,6 +117,18 @@ def test_no_command_shows_the_help(guest: Room) -> None:
     assert "Inside a guest:" in said.err
 
 
+def test_help_is_a_word_too(guest: Room) -> None:
+    assert guest("help") == guest("--help")
+    assert guest("help", "image", "build") == guest("image", "build", "--help")
+    assert guest("help", "lauch").code == 2
+
+
+def test_choices_are_listed_in_one_line(guest: Room) -> None:
+    err = guest("completion").err
+    assert "Choose from: bash, zsh, fish" in err
+    assert "\N{REPLACEMENT CHARACTER}" not in err
+
+
 def test_errors_of_the_house_keep_their_exit_codes(guest: Room) -> None:
     said = guest("start", "nobody")
     assert (said.code, said.out) == (3, "")

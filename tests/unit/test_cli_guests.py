@@ -19,7 +19,7 @@ from guesthouse.cli import following
 from guesthouse.cli.change import parse_change
 from guesthouse.cli.ports import find_port
 from guesthouse.cli.rows import sorted_guests
-from guesthouse.errors import GuesthouseError, InvalidInput, NotFound
+from guesthouse.errors import GuesthouseError, InvalidInput, NotFound, UnknownImage
 from guesthouse.model.device import Protocol, Publish
 from guesthouse.model.guest import BootPath, LaunchRecord
 from guesthouse.model.reports import Readiness
@@ -345,6 +345,10 @@ def test_launch_by_default(guest: Room) -> None:
         (["micro", "x", "-p", "eighty"], "8080:80"),
         (["micro", "x", "--firmware", "coreboot"], "bios"),
         (["micro", "x", "--timeout", "-1"], "negative"),
+        (["micro", "x", "--memory", "10M"], "at least 64M."),
+        (["micro", "x", "--memory", "2"], "Write its unit, such as 512M or 2G."),
+        (["micro", "x", "--cpus", "0"], "Use 1 to 512."),
+        (["micro", "x", "-p", "80"], "which port of the host"),
     ],
 )
 def test_launch_refuses_before_it_asks_anybody(
@@ -354,6 +358,14 @@ def test_launch_refuses_before_it_asks_anybody(
     assert said.code == 2
     assert says in said.err
     assert guest.house.seen == []
+
+
+def test_launch_with_one_word_that_is_no_image(guest: Room) -> None:
+    guest.house.fail["guest.launch"] = UnknownImage("There is no image 'web' here.", hint="Build.")
+    said = guest("launch", "web")
+    assert said.code == 3
+    assert "hint: Build. The name comes after it: guest launch debian/12 web" in said.err
+    assert "The name comes after it" not in guest("launch", "suse", "web").err
 
 
 # --- verbs on several ---
@@ -545,6 +557,9 @@ def test_changes(text: str, value: object) -> None:
     ("text", "says"),
     [
         ("cpus=zero", "a number"),
+        ("cpus=0", "Use 1 to 512."),
+        ("memory=10M", "at least 64M."),
+        ("memory=2", "such as 512M or 2G"),
         ("memory=big", "size"),
         ("memroy=4G", "memory=…"),
         ("memory", "KEY=VALUE"),

@@ -146,6 +146,16 @@ def guest_identity(
     )
 
 
+def tool_identity(*, am_root: bool, subuid: str = "", subgid: str = "") -> GuestIdentity:
+    """The identity of a tool that reads what strangers made: the last of the guests' numbers,
+    which no guest has before all others are taken. Parameters as `guest_identity`.
+    """
+    if not am_root:
+        return GuestIdentity(None, None)
+    last = [sum(ranges[-1]) - 1 for ranges in (_ranges(subuid), _ranges(subgid))]
+    return GuestIdentity(last[0], last[1])
+
+
 def _pick(table: str, index: int, file: str) -> int:
     if index < 0:
         raise InvalidInput("A guest's number is not negative.", field="index")

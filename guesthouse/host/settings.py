@@ -15,6 +15,7 @@ import msgspec
 from guesthouse.errors import Forbidden, InvalidInput, UnknownField
 from guesthouse.model.document import Noun, convert_strict
 from guesthouse.model.names import check_name
+from guesthouse.model.units import parse_size
 
 FILE_NAME = "settings.toml"
 
@@ -25,12 +26,18 @@ class Settings(Noun, kw_only=True, frozen=True):
     :ivar default_user: login user that a guest gets when its launch names none.
     :ivar job_retention_days: how long ended jobs are kept; 0 forgets them within the hour.
     :ivar trash_days: how long removed guests stay in the trash; 0 removes them at once.
+    :ivar max_image_size: largest disk that an imported image may have, such as `2T`.
     """
 
     mirrors: tuple[str, ...] = ()
     default_user: str = "guest"
     job_retention_days: int = 7
     trash_days: int = 7
+    max_image_size: str = "2T"
+
+    @property
+    def most_image_bytes(self) -> int:
+        return parse_size(self.max_image_size)
 
 
 def load_settings(config: Path) -> Settings:
@@ -77,6 +84,12 @@ def _checked(settings: Settings, path: Path) -> Settings:
                 hint="Write a number of days, such as 30.",
                 field=field,
             )
+    try:
+        parse_size(settings.max_image_size)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"{path}: max_image_size: {error.message}", hint=error.hint, field="max_image_size"
+        ) from None
     for line in settings.mirrors:
         if not line.startswith("deb ") or not line.isprintable():
             raise InvalidInput(

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -88,12 +88,14 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     check: bool = True,
+    on_output: Callable[[bytes], None] | None = None,
 ) -> Finished:
     """Run a program to its end, in a session of its own, for at most `timeout` seconds.
 
     `fds` are inherited under their own numbers. `cap` bounds what is kept of stdout, in bytes.
     `env` replaces the environment; by default it is ours with LC_ALL=C.UTF-8, as messages are
     read by programs and quoted in errors. With `check` an exit code other than 0 is an error.
+    `on_output` is told each piece of stdout as it comes.
     When this is cancelled or late, the program and every process of its group are killed before
     it returns.
 
@@ -102,7 +104,7 @@ async def run(
     :raise DeadlineExceeded: it was killed after `timeout`.
     """
     process = _start(argv, stdin=stdin is not None, fds=fds, env=env, cwd=cwd)
-    out, err = _Capture(cap), _Capture(_STDERR_CAP, end=True)
+    out, err = _Capture(cap, tell=on_output), _Capture(_STDERR_CAP, end=True)
     try:
         async with asyncio.timeout(timeout):
             await _converse(process, stdin or b"", out, err)
@@ -240,12 +242,16 @@ def _quote(output: bytes | bytearray) -> str:
 class _Capture:
     """Keeps at most `cap` bytes of a stream: its beginning, or its end."""
 
-    def __init__(self, cap: int, *, end: bool = False) -> None:
+    def __init__(
+        self, cap: int, *, end: bool = False, tell: Callable[[bytes], None] | None = None
+    ) -> None:
         self.data = bytearray()
         self.truncated = False
-        self._cap, self._end = cap, end
+        self._cap, self._end, self._tell = cap, end, tell
 
     def add(self, data: bytes) -> None:
+        if self._tell is not None:
+            self._tell(data)
         self.data += data
         excess = len(self.data) - self._cap
         if excess > 0:

@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from guesthouse.model.document import Document, Noun
+
+
+class ImageKind(StrEnum):
+    """`disk`: guests get a layer over its disk. `kernel`: it lives in its initrd, without a disk.
+    `iso`: a disc to boot from; guests get it as a CD-ROM beside an empty disk.
+    """
+
+    DISK = "disk"
+    KERNEL = "kernel"
+    ISO = "iso"
+
+
+class Seed(StrEnum):
+    """How a guest learns who it is. `house`: our own seed, which our images read at every start.
+    `nocloud`: cloud-init's NoCloud disc, if the launch asks for one. `none`: nothing would read it.
+    """
+
+    HOUSE = "house"
+    NOCLOUD = "nocloud"
+    NONE = "none"
+
+
+class SourceFormat(StrEnum):
+    """Formats of files that are imported; `vpc` is the older VHD."""
+
+    QCOW2 = "qcow2"
+    RAW = "raw"
+    VMDK = "vmdk"
+    VDI = "vdi"
+    VHDX = "vhdx"
+    VPC = "vpc"
+    ISO = "iso"
 
 
 class BootFiles(Noun, kw_only=True, frozen=True):
@@ -26,6 +60,9 @@ class Image(Document, kw_only=True, frozen=True):
     :ivar build_key: hash of everything that built it; equal keys are the same recipe.
     :ivar volume: id of its immutable layer; empty for an image without a disk.
     :ivar size: bytes on disk. :ivar virtual_size: bytes the guest sees.
+    :ivar source: `built`, or `imported`.
+    :ivar format: of the file that was imported; null for one that was built.
+    :ivar agent: it carries QEMU's guest agent. :ivar ssh_port: it carries our ssh port.
     """
 
     name: str
@@ -40,3 +77,9 @@ class Image(Document, kw_only=True, frozen=True):
     architecture: str = "amd64"
     created_at: float
     source: str = "built"
+    kind: ImageKind = ImageKind.DISK
+    format: SourceFormat | None = None
+    description: str = ""
+    seed: Seed = Seed.HOUSE
+    agent: bool = True
+    ssh_port: bool = True

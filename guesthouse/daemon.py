@@ -40,6 +40,7 @@ from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
 from guesthouse.network.builtin import Builtin
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
+from guesthouse.operations.creation import forget_orphaned
 from guesthouse.operations.house import House
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
@@ -172,6 +173,7 @@ async def run(
                 await jobs.recover()
                 settling = [supervisor.settle_soon(*end) for end in ended]
                 await settle_idle(rooms)
+                await forget_orphaned(rooms)
                 housekeeping.start()
                 boot.start_guests(settling)
             if shutdown_guests:

@@ -31,6 +31,7 @@ from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
+from guesthouse.api.routes.uploads import UPLOAD_ROUTES
 from guesthouse.api.routes.usage import USAGE_ROUTES
 from guesthouse.errors import Unavailable
 
@@ -54,6 +55,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *TRASH_ROUTES,
             *USAGE_ROUTES,
             *IMAGE_ROUTES,
+            *UPLOAD_ROUTES,
             *JOB_ROUTES,
             *EVENT_ROUTES,
             *HOST_ROUTES,

@@ -24,6 +24,7 @@ JSON = "application/json"
 TEXT = "text/plain"
 EVENT_STREAM = "text/event-stream"
 PNG = "image/png"
+BYTES = "application/octet-stream"
 GZIP = "application/gzip"
 
 
@@ -31,6 +32,7 @@ class Described(NamedTuple):
     """:ivar answer: type of the body where it is JSON: a noun, or a list of one.
 
     :ivar query: noun of the query parameters. :ivar body: noun of the request's body.
+    :ivar takes: media type of a body that is no JSON.
     :ivar headers: of the answer, with what they say.
     :ivar events: of an event stream: the event's name and the type of its data.
     """
@@ -41,6 +43,7 @@ class Described(NamedTuple):
     answer_text: str = "The answer."
     query: type[Noun] | None = None
     body: type[Noun] | None = None
+    takes: str = ""
     headers: dict[str, str] = {}
     events: dict[str, type[Noun]] = {}
     errors: Errors = ()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guesthouse.model.guest import Guest
     from guesthouse.model.host import HostFacts
     from guesthouse.model.image import Image
+    from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
     from guesthouse.model.job import Job
     from guesthouse.model.reports import (
         BuildImageRequest,
@@ -110,6 +111,20 @@ class House(Protocol):
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job: ...
 
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job: ...
+
+    async def create_upload(self, request: UploadRequest) -> Upload:
+        """A file that will be sent. :raise TooLarge: larger than any image may be."""
+        ...
+
+    async def upload(self, upload: str) -> Upload: ...
+
+    async def write_upload(
+        self, upload: str, offset: int, pieces: AsyncIterator[bytes]
+    ) -> Upload: ...
+
+    async def discard_upload(self, upload: str) -> None: ...
+
+    async def import_image(self, request: ImportImageRequest, requester: str) -> Job: ...
 
     async def remove_image(self, ref: str, requester: str) -> Job: ...
 

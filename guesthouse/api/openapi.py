@@ -36,6 +36,7 @@ problem details with a stable `code` and a `hint`. GET routes answer HEAD too. W
 under `x-websockets`."""
 
 _PATH_TEXT = {
+    "upload": "Id of the upload.",
     "ref": "A name, an id or a unique prefix of an id.",
     "protocol": "`tcp` or `udp`.",
     "host_ip": "Address of the host.",
@@ -195,18 +196,17 @@ def _operation(route: _Route, schemas: _Schemas) -> Json:
             "required": bool(schemas.components[name].get("required")),
             "content": {JSON: {"schema": schema}},
         }
+    if described.takes:
+        content = {described.takes: {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
 def _responses(described: Described, schemas: _Schemas) -> Json:
-    content: Json = {described.media: _content(described, schemas)}
-    answers: Json = {
-        str(described.status): {
-            "description": described.answer_text,
-            "content": content,
-            **_headers(described.headers),
-        }
-    }
+    answer: Json = {"description": described.answer_text, **_headers(described.headers)}
+    if described.status != HTTPStatus.NO_CONTENT:
+        answer["content"] = {described.media: _content(described, schemas)}
+    answers: Json = {str(described.status): answer}
     if "ETag" in described.headers:
         answers["304"] = {"description": "Nothing changed.", **_headers(described.headers)}
     by_status: dict[int, list[type[GuesthouseError]]] = {}

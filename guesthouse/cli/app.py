@@ -86,7 +86,8 @@ ELSEWHERE = {
     "shutdown": "stop", "reboot": "restart", "unpause": "resume", "continue": "resume",
     "mv": "rename", "update": "set", "config": "set", "ssh": "shell", "attach": "console",
     "copy": "cp", "push": "cp", "pull": "cp", "transfer": "cp", "log": "logs", "port": "publish",
-    "expose": "publish", "images": "image ls", "build": "image build", "jobs": "job ls",
+    "expose": "publish", "images": "image ls", "build": "image build",
+    "import": "image import", "jobs": "job ls",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

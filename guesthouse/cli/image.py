@@ -1,4 +1,4 @@
-"""`guest image ls|build|info|rm`."""
+"""`guest image ls|build|import|info|rm`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from guesthouse.cli import output
 from guesthouse.cli.command import command, complete_images, json_option, yes_option
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
+from guesthouse.cli.importing import image_import
 from guesthouse.cli.rows import span
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
 from guesthouse.client.house import image_path
+from guesthouse.model.image import ImageKind, Seed
 from guesthouse.model.names import check_image_name
 from guesthouse.model.reports import ImageView, KnownImage
 from guesthouse.model.units import format_size
@@ -28,6 +30,7 @@ image_argument = click.argument("name", metavar="IMAGE", shell_complete=complete
     examples=[
         ("guest image ls", "Those built, and those that can be"),
         ("guest image build debian/12", ""),
+        ("guest image import debian-12-generic.qcow2", "A disk that somebody else made"),
     ],
 )
 def image() -> None:
@@ -58,7 +61,7 @@ def image_table(
     about = {one.name: one.description for one in known}
     rows = [
         [one.name, format_size(one.size), span(now - one.created_at), " ".join(one.in_use_by),
-         about.get(one.name, "")]
+         one.description or about.get(one.name, "")]
         for one in sorted(images, key=lambda one: (one.name, -one.created_at))
     ]  # fmt: skip
     built = {one.name for one in images}
@@ -103,10 +106,15 @@ def image_info(name: str, as_json: bool) -> None:
     rows = [
         ("Name", made.name),
         ("Id", made.id),
+        *([("About", made.description)] if made.description else []),
+        ("Kind", _kind(made)),
         ("Size", format_size(made.size)),
         ("Guest sees", format_size(made.virtual_size) if made.virtual_size else "no disk"),
         ("Made", f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(made.created_at))}"),
         ("Source", made.source),
+        *([("Format", f"{made.format.value}, as it was imported")] if made.format else []),
+        ("Set up by", _SEEDS[made.seed]),
+        ("Carries", _carries(made)),
         ("Digest", made.digest),
         ("Used by", ", ".join(made.in_use_by) or "no guest"),
         *([("In the trash", ", ".join(made.in_use_by_trash))] if made.in_use_by_trash else []),
@@ -114,6 +122,25 @@ def image_info(name: str, as_json: bool) -> None:
     rows += [(f"os {key}", value) for key, value in sorted(made.os.items())]
     rows += [(key, value) for key, value in sorted(made.facts.items())]
     output.pairs(rows)
+
+
+_SEEDS = {
+    Seed.HOUSE: "this house",
+    Seed.NOCLOUD: "cloud-init, by a NoCloud disc",
+    Seed.NONE: "its user",
+}
+
+
+def _kind(made: ImageView) -> str:
+    """In words."""
+    if made.kind is ImageKind.ISO:
+        return "disc to boot from"
+    return "disk" if made.virtual_size else "kernel and initrd"
+
+
+def _carries(made: ImageView) -> str:
+    parts = [name for name, there in (("agent", made.agent), ("ssh port", made.ssh_port)) if there]
+    return " and ".join(parts) or "nothing of this house"
 
 
 @command(
@@ -127,7 +154,7 @@ def image_info(name: str, as_json: bool) -> None:
 def image_rm(names: tuple[str, ...], yes: bool) -> None:
     """Remove images. Those that guests still lie on are refused."""
     house = open_house()
-    question = f"Remove {', '.join(names)}? Building again takes a while."
+    question = f"Remove {', '.join(names)}? To build or import it again takes a while."
     if not output.confirm(question, yes=yes, retry=f"guest image rm --yes {' '.join(names)}"):
         output.note("nothing removed")
         raise click.exceptions.Exit(1)
@@ -136,5 +163,5 @@ def image_rm(names: tuple[str, ...], yes: bool) -> None:
         output.result(f"Removed {name}")
 
 
-for _command in (image_ls, image_build, image_info, image_rm):
+for _command in (image_ls, image_build, image_import, image_info, image_rm):
     image.add_command(_command)

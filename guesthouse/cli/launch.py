@@ -11,14 +11,17 @@ from guesthouse.cli import output
 from guesthouse.cli.command import SIZE, command, complete_images, json_option, positive
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
-from guesthouse.errors import UnknownImage
+from guesthouse.errors import Forbidden, InvalidInput, NotFound, UnknownImage
 from guesthouse.model.device import parse_publish
 from guesthouse.model.guest import Firmware, check_cpus, check_memory
 from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name
-from guesthouse.model.reports import Accelerator, LaunchRequest
+from guesthouse.model.reports import Accelerator, GuestView, LaunchRequest
+from guesthouse.model.units import format_size
 
 DEFAULT_IMAGE = "debian/12"
+_LONGEST = 256 << 10
+"""Bytes of a text that is sent to a guest."""
 
 
 @command(
@@ -29,6 +32,8 @@ DEFAULT_IMAGE = "debian/12"
         ("guest launch debian/12 web -p 8080:80 -p 0.0.0.0:5353:53/udp", "With published ports"),
         ("guest launch micro tiny --memory 128M --no-wait", "Do not wait until it answers"),
         ("guest launch debian/12 box --no-start", "Only create it"),
+        ("guest launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22", "ssh -p 2222 …"),
+        ("guest launch mycloud web --cloud-init user-data.yaml", "An image that has cloud-init"),
     ],
 )
 @click.argument("image", default=DEFAULT_IMAGE, shell_complete=complete_images)
@@ -59,6 +64,26 @@ DEFAULT_IMAGE = "debian/12"
 )
 @click.option("--no-display", is_flag=True, help="Without a screen.")
 @click.option("--user", help="Login user made beside root; default: the house's.")
+@click.option(
+    "--ssh-key",
+    "ssh_keys",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="Public ssh key that may log in; may be repeated.",
+)
+@click.option(
+    "--cloud-init",
+    metavar="FILE",
+    type=click.Path(),
+    help="User data for cloud-init, for an image that has it; '-' is standard input.",
+)
+@click.option(
+    "--network-config",
+    metavar="FILE",
+    type=click.Path(),
+    help="Network configuration for cloud-init; default: ask for addresses.",
+)
 @click.option("--description", default="", help="A line of your own.")
 @click.option("--no-start", is_flag=True, help="Only create it.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
@@ -94,6 +119,9 @@ def launch(
         start=not rest["no_start"],
         wait_ready=not (rest["no_wait"] or rest["no_start"]),
         ready_timeout=rest["timeout"],
+        ssh_keys=tuple(key for path in rest["ssh_keys"] for key in read_keys(path)),
+        user_data=read_text(rest["cloud_init"]),
+        network_config=read_text(rest["network_config"]),
     )
     house = open_house()
 
@@ -118,5 +146,53 @@ def launch(
     for nic in guest.spec.nics:
         for port in nic.ports:
             output.result(f"  {port} leads into it")
-    if os.isatty(2) and not rest["no_start"]:
-        output.note(f"enter it with: guest shell {guest.name}")
+    if not rest["no_start"]:
+        _say_how_to_reach(guest)
+
+
+def _say_how_to_reach(guest: GuestView) -> None:
+    if guest.spec.ssh_port:
+        if os.isatty(2):
+            output.note(f"enter it with: guest shell {guest.name}")
+        return
+    # Nobody waited for it, so this is where its user learns how it is doing.
+    ways = f"guest console {guest.name} (serial)"
+    if guest.spec.display:
+        ways += f"; guest screenshot {guest.name}; VNC by the API (/v1/guests/{guest.name}/vnc)"
+    output.note(f"reach it by: {ways}")
+    if not guest.spec.agent:
+        output.note("its image has no agent, so the house does not know how far it has come")
+
+
+def read_keys(path: str) -> list[str]:
+    """The public keys in a .pub or authorized_keys file. :raise InvalidInput: a private key."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    if any("PRIVATE KEY" in line for line in lines):
+        raise InvalidInput(
+            f"{path} is a private key, which stays with you.",
+            hint=f"Give the public one: {path}.pub",
+            field="ssh_keys",
+        )
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_text(path: str | None) -> str:
+    """A file of this host, or standard input for `-`; nothing for None.
+
+    :raise NotFound: :raise Forbidden: it cannot be read. :raise InvalidInput: it is no text, or
+        too long.
+    """
+    if path is None:
+        return ""
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise InvalidInput(f"{path} is longer than {format_size(_LONGEST)}.", field="file")
+        return data.decode()
+    except FileNotFoundError:
+        raise NotFound(f"There is no file {path}.", hint="Check the path.") from None
+    except OSError as error:
+        raise Forbidden(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not a text in UTF-8.", field="file") from None

@@ -7,7 +7,7 @@ daemon answered, of its own class. Writes return the job as the daemon accepted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -18,6 +18,7 @@ from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish
 from guesthouse.model.document import Noun, convert_strict, decode_strict, encode
 from guesthouse.model.host import HostFacts
+from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
 from guesthouse.model.reports import (
     BuildImageRequest,
@@ -210,8 +211,29 @@ class House:
     def build_image(self, name: str, *, rebuild: bool = False) -> Job:
         return self._write("POST", "/v1/images", BuildImageRequest(name=name, rebuild=rebuild))
 
+    def import_image(self, request: ImportImageRequest) -> Job:
+        """Make an image of an upload, which is gone afterwards."""
+        return self._write("POST", "/v1/images-import", request)
+
     def remove_image(self, ref: str) -> Job:
         return self._write("DELETE", image_path(ref), None)
+
+    # --- Files that are sent ---
+
+    def create_upload(self, size: int) -> Upload:
+        """A file of `size` bytes, all zeroes until they are sent."""
+        body = encode(UploadRequest(size=size))
+        return _decode(self.transport.request("POST", "/v1/uploads", body), Upload)
+
+    def write_upload(
+        self, upload: str, offset: int, pieces: Iterable[bytes], length: int
+    ) -> Upload:
+        """Send `length` bytes that begin at `offset` of the file."""
+        target = f"{upload_path(upload)}?offset={offset}"
+        return _decode(self.transport.send("PUT", target, pieces, length), Upload)
+
+    def discard_upload(self, upload: str) -> None:
+        self.transport.request("DELETE", upload_path(upload))
 
     # --- Jobs ---
 
@@ -266,6 +288,11 @@ def job_path(ref: str, below: str = "") -> str:
 def image_path(ref: str) -> str:
     """As `guest_path`, of an image; names of images contain slashes, which stay."""
     return f"/v1/images/{quote(_checked(ref, 'image', slashes=True))}"
+
+
+def upload_path(upload: str) -> str:
+    """As `guest_path`, of an upload."""
+    return _path("uploads", _checked(upload, "upload"), "")
 
 
 def _path(room: str, ref: str, below: str) -> str:

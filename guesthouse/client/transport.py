@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ _LINE = 64 << 10
 _HEADERS = 200
 _BODY = 64 << 20
 _PIECE = 64 << 10
+_JSON = "Content-Type: application/json\r\nContent-Length: "
+_BYTES = "Content-Type: application/octet-stream\r\nContent-Length: "
 _CONNECT_TIMEVAL = struct.pack("@ll", CONNECT_TIMEOUT, 0)
 
 
@@ -120,6 +122,35 @@ class Transport:
         with self.stream(method, target, body, timeout=timeout) as stream:
             return Response(stream.status, stream.headers, stream.read())
 
+    def send(
+        self,
+        method: str,
+        target: str,
+        pieces: Iterable[bytes],
+        length: int,
+        *,
+        timeout: float = REPLY_TIMEOUT,
+    ) -> Response:
+        """Send bytes of which there are too many for memory, and return the answer.
+
+        :param length: of all `pieces` together. :param timeout: seconds of silence that end it.
+        :raise DaemonUnreachable: :raise GuesthouseError: as `request`.
+        """
+        with self.connect() as sock:
+            sock.settimeout(timeout)
+            head = _head(method, target, "*/*", f"{_BYTES}{length}\r\n")
+            try:
+                _send_all(sock, head, pieces)
+                reader = sock.makefile("rb")
+                status, headers = read_head(reader)
+            except OSError as error:
+                raise _broken(error) from error
+            with reader:
+                stream = Stream(status, headers, reader)
+                if status >= 400:
+                    raise from_problem(stream.read(), status)
+                return Response(status, headers, stream.read())
+
     @contextmanager
     def stream(
         self,
@@ -136,14 +167,9 @@ class Transport:
         """
         with self.connect() as sock:
             sock.settimeout(timeout)
-            head = (
-                f"{method} {target} HTTP/1.1\r\nHost: guesthouse\r\nUser-Agent: {USER_AGENT}\r\n"
-                f"Accept: {accept}\r\nConnection: close\r\n"
-            )
-            if body is not None:
-                head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            about = "" if body is None else f"{_JSON}{len(body)}\r\n"
             try:
-                sock.sendall(head.encode("ascii") + b"\r\n" + (body or b""))
+                sock.sendall(_head(method, target, accept, about) + (body or b""))
                 reader = sock.makefile("rb")
                 status, headers = read_head(reader)
             except OSError as error:
@@ -153,6 +179,22 @@ class Transport:
                 if status >= 400:
                     raise from_problem(stream.read(), status)
                 yield stream
+
+
+def _head(method: str, target: str, accept: str, about: str) -> bytes:
+    """:param about: lines about the body."""
+    return (
+        f"{method} {target} HTTP/1.1\r\nHost: guesthouse\r\nUser-Agent: {USER_AGENT}\r\n"
+        f"Accept: {accept}\r\nConnection: close\r\n{about}\r\n"
+    ).encode("ascii")
+
+
+def _send_all(sock: socket.socket, head: bytes, pieces: Iterable[bytes]) -> None:
+    """A server that has heard enough answers early and closes: its answer says why."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(head)
+        for piece in pieces:
+            sock.sendall(piece)
 
 
 def connect(path: str, *, owners: frozenset[int] | None = None) -> socket.socket:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from guesthouse.model.device import Publish
+from guesthouse.model.device import DiskDevice, Publish
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.model.image import BootFiles
@@ -49,6 +49,7 @@ class DiskSource(NamedTuple):
     size: int
     read_only: bool
     serial: str
+    device: DiskDevice = DiskDevice.DISK
 
 
 class Resources(NamedTuple):

@@ -40,15 +40,23 @@ def seed_text(hostname: str, user: str, public_keys: Sequence[str], instance: st
         f"user {check_name(user, field='user')}",
         f"instance {instance}",
     ]
-    for key in public_keys:
-        if not _KEY.fullmatch(key):
-            raise InvalidInput(
-                f"{key[:80]!r} is not a public key.",
-                hint="Give the one line of a .pub file, without options.",
-                field="public_keys",
-            )
-        lines.append(f"key {key}")
+    lines += [f"key {check_public_key(key)}" for key in public_keys]
     return "".join(f"{line}\n" for line in lines)
+
+
+def check_public_key(key: str, *, field: str = "public_keys") -> str:
+    """Return `key` if it is a line of a .pub file.
+
+    :raise InvalidInput: it is not. It is not quoted: it may be a private one.
+    """
+    if not _KEY.fullmatch(key):
+        kind = "a private key" if "PRIVATE KEY" in key else "no public ssh key"
+        raise InvalidInput(
+            f"What was given as a public ssh key is {kind}.",
+            hint="Give the one line of a .pub file, without options.",
+            field=field,
+        )
+    return key
 
 
 def smbios_value(text: str) -> str:

@@ -89,6 +89,7 @@ async def build(
         virtual_size=recipe.size if isinstance(recipe, DebianRecipe) else 0,
         os=dict(recipe.os),
         facts=facts,
+        seed=recipe.seed,
     )
 
 

@@ -26,6 +26,7 @@ from guesthouse.errors import Internal, InvalidInput
 from guesthouse.host import userns
 from guesthouse.images.spec import BuiltImage
 from guesthouse.model.document import Noun, decode_strict, encode
+from guesthouse.model.image import Seed
 from guesthouse.storage.durable import (
     FROZEN_FILE,
     filling,
@@ -63,6 +64,7 @@ class Manifest(Noun, kw_only=True, frozen=True):
     facts: dict[str, str]
     files: dict[str, CachedFile]
     created_at: float
+    seed: Seed = Seed.HOUSE
 
 
 class CacheEntry(NamedTuple):
@@ -227,6 +229,7 @@ class BuildCache:
             virtual_size=manifest.virtual_size,
             os=manifest.os,
             facts=manifest.facts,
+            seed=manifest.seed,
         )
         return CacheEntry(
             built,
@@ -255,6 +258,7 @@ class BuildCache:
             facts=built.facts,
             files=files,
             created_at=time.time(),
+            seed=built.seed,
         )
         write_file(source / _MANIFEST, encode(manifest))
         target = self._folder(built.build_key)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import msgspec
 
 from guesthouse.errors import Conflict, InUse, NotFound, RevisionConflict, UnknownImage
-from guesthouse.images import build
 from guesthouse.images.boot import BootFolder
 from guesthouse.images.cache import parts
+from guesthouse.images.recipes import RECIPES
 from guesthouse.images.spec import BuiltImage
 from guesthouse.model.guest import Guest
-from guesthouse.model.image import BootFiles, Image
+from guesthouse.model.image import BootFiles, Image, ImageKind, Seed
 from guesthouse.model.names import check_image_name
 from guesthouse.model.volume import Volume
 from guesthouse.storage.pool import DirectoryPool
@@ -39,11 +39,12 @@ class Known(NamedTuple):
 
     name: str
     description: str
+    seed: Seed = Seed.HOUSE
 
 
 def buildable() -> list[Known]:
     """What the builders know."""
-    return [Known(name, description) for name, description in build.known()]
+    return [Known(recipe.name, recipe.description, recipe.seed) for recipe in RECIPES]
 
 
 class Catalogue:
@@ -170,9 +171,16 @@ class Catalogue:
             facts=built.facts,
             created_at=time.time(),
             source=source,
+            kind=ImageKind.DISK if volume else ImageKind.KERNEL,
+            seed=built.seed,
+            ssh_port=built.seed is Seed.HOUSE,
         )
         await self._commit(image, volume, shared=shared is not None)
         return image
+
+    async def add(self, image: Image, volume: Volume) -> None:
+        """Take in an image whose layer is in the pool already. May be repeated."""
+        await self._commit(image, volume)
 
     def _layer(self, digest: str) -> Volume | None:
         """A layer of an image with this content that is here already."""

@@ -23,9 +23,15 @@ from guesthouse.images.kernel import Modules, newest_kernel
 from guesthouse.images.recipes import FILES, DebianRecipe
 from guesthouse.images.spec import Progress, Workplace, part
 from guesthouse.images.toolrun import ToolRunner, require
+from guesthouse.model.image import Seed
 
 _FILES = FILES / "debian"
 _SECRET_MODES = {"etc/sudoers.d/guesthouse": 0o440}
+
+# What reads our seed or serves the house: not in an image that cloud-init sets up.
+_SEEDED = re.compile(
+    r"usr/lib/guesthouse/|etc/systemd/system/guesthouse-|etc/systemd/network/|etc/ssh/"
+)
 
 # What a direct start needs before it can see its disk.
 _INITRD_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng")
@@ -68,13 +74,13 @@ async def _bootstrap(
     files are laid over before the packages are configured, so that the initrd is made once and
     in its final form.
     """
-    overlay, before, after = await asyncio.to_thread(_write_hooks, place.work)
+    overlay, before, after = await asyncio.to_thread(_write_hooks, place.work, recipe.seed)
     progress(0.0, "preparing")
     await run.run(
         [
             *as_root,
             *("env", f"OVERLAY={overlay}", f"BOOT={place.work / 'boot'}"),
-            *(f"LAY_OVER={before}", f"CUSTOMIZE={after}"),
+            *(f"LAY_OVER={before}", f"CUSTOMIZE={after}", f"SEED={recipe.seed.value}"),
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--verbose"),
             f"--architectures={recipe.architecture}",
             f"--include={','.join(recipe.packages)}",
@@ -91,15 +97,19 @@ async def _bootstrap(
     await run.run([*as_root, "truncate", "-s", "0", str(machine_id)], doing="clearing identities")
 
 
-def _write_hooks(work: Path) -> tuple[Path, Path, Path]:
+def _write_hooks(work: Path, seed: Seed) -> tuple[Path, Path, Path]:
     """The overlay as a tar, and the two programs that mmdebstrap calls with the tree's path."""
+    ours = seed is Seed.HOUSE
     overlay = work / "overlay.tar"
     with tarfile.open(overlay, "w") as tar:
         tree = _FILES / "tree"
         for path in sorted(tree.rglob("*")):
-            if path.is_file():
-                _add(tar, str(path.relative_to(tree)), path.read_bytes())
-        _add(tar, "usr/lib/guesthouse/ssh-port", (FILES / "common" / "guesthouse-ssh").read_bytes())
+            name = str(path.relative_to(tree))
+            if path.is_file() and (ours or not _SEEDED.match(name)):
+                _add(tar, name, path.read_bytes())
+        if ours:
+            carrier = FILES / "common" / "guesthouse-ssh"
+            _add(tar, "usr/lib/guesthouse/ssh-port", carrier.read_bytes())
     hooks = []
     for name in ("lay-over", "customize"):
         hook = work / name

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from guesthouse.model.image import Seed
+
 FILES = Path(__file__).parent / "files"
 """What goes into guests: scripts, units, settings."""
 
@@ -15,7 +17,10 @@ _QUIET = "console=ttyS0 quiet no_timer_check cryptomgr.notests"
 
 
 class DebianRecipe(msgspec.Struct, frozen=True, kw_only=True, tag="debian"):
-    """A Debian of its own disk. `size` in bytes is that of the disk before a guest enlarges it."""
+    """A Debian of its own disk. `size` in bytes is that of the disk before a guest enlarges it.
+
+    With the seed `nocloud` nothing of ours is in it that a guest would ask: cloud-init does that.
+    """
 
     name: str
     description: str
@@ -25,6 +30,7 @@ class DebianRecipe(msgspec.Struct, frozen=True, kw_only=True, tag="debian"):
     architecture: str = "amd64"
     size: int = 4 << 30
     cmdline: str = f"root=LABEL=root ro console=tty0 {_QUIET}"
+    seed: Seed = Seed.HOUSE
 
 
 class MicroRecipe(msgspec.Struct, frozen=True, kw_only=True, tag="micro"):
@@ -38,6 +44,7 @@ class MicroRecipe(msgspec.Struct, frozen=True, kw_only=True, tag="micro"):
     modules: tuple[str, ...]
     architecture: str = "amd64"
     cmdline: str = f"{_QUIET} rdinit=/init"
+    seed: Seed = Seed.HOUSE
 
 
 Recipe = DebianRecipe | MicroRecipe
@@ -67,6 +74,11 @@ _DEBIAN_PACKAGES = (
     "zstd",
 )
 
+_CLOUD_PACKAGES = (
+    "cloud-guest-utils",  # growpart
+    "cloud-init",
+)
+
 _MICRO_MODULES = (
     "virtio_pci", "virtio_console", "virtio_rng", "virtio_net", "virtio_blk", "virtio_balloon",
     "virtio_scsi", "sd_mod", "sr_mod", "virtio_mem", "virtio_mmio", "virtiofs", "button", "evdev",
@@ -88,6 +100,14 @@ RECIPES: tuple[Recipe, ...] = (
         suite="trixie",
         os={"id": "debian", "version": "13", "pretty": "Debian GNU/Linux 13 (trixie)"},
         packages=_DEBIAN_PACKAGES,
+    ),
+    DebianRecipe(
+        name="debian/12-cloud",
+        description="Debian 12 as clouds have it: cloud-init sets it up (--cloud-init, --ssh-key)",
+        suite="bookworm",
+        os={"id": "debian", "version": "12", "pretty": "Debian GNU/Linux 12 (bookworm)"},
+        packages=tuple(sorted(_DEBIAN_PACKAGES + _CLOUD_PACKAGES)),
+        seed=Seed.NOCLOUD,
     ),
     MicroRecipe(
         name="micro",

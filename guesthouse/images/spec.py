@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from guesthouse.model.image import Seed
+
 Progress = Callable[[float, str], None]
 """Told a fraction from 0 to 1 and what is happening now."""
 
@@ -35,6 +37,7 @@ class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
     virtual_size: int
     os: dict[str, str]
     facts: dict[str, str]
+    seed: Seed = Seed.HOUSE
 
 
 class Workplace(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,13 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
+class DiskDevice(StrEnum):
+    """What a disk looks like inside. `cdrom`: a disc in a drive, which boots before the disks."""
+
+    DISK = "disk"
+    CDROM = "cdrom"
+
+
 class Disk(Noun, kw_only=True, frozen=True):
     """A disk of a guest.
 
@@ -32,6 +39,7 @@ class Disk(Noun, kw_only=True, frozen=True):
     size: int
     read_only: bool = False
     serial: str = ""
+    device: DiskDevice = DiskDevice.DISK
 
 
 class Publish(Noun, kw_only=True, frozen=True):

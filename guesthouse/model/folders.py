@@ -86,6 +86,11 @@ class Folders(NamedTuple):
         return self.state / "images"
 
     @property
+    def uploads(self) -> Path:
+        """Files that clients send, until a job has made something of them."""
+        return self.state / "uploads"
+
+    @property
     def build_cache(self) -> Path:
         return self.cache / "images"
 

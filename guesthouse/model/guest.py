@@ -7,6 +7,7 @@ from enum import StrEnum
 from guesthouse.errors import InvalidInput
 from guesthouse.model.device import Disk, Nic, check_publish
 from guesthouse.model.document import Document, Noun
+from guesthouse.model.image import Seed
 from guesthouse.model.names import check_name
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -68,6 +69,9 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     :ivar accelerator: `auto`, `kvm` or `tcg`.
     :ivar display: a screen (VGA, reached by VNC) or none.
     :ivar user: login user that the seed makes beside root.
+    :ivar seed: how it learns who it is; `nocloud` if it has a disc for cloud-init.
+    :ivar agent: QEMU's guest agent is expected to answer. :ivar ssh_port: so is our ssh port.
+    :ivar keys: public ssh keys that may log in, beside the house's own.
     :ivar protected: it cannot be removed until this is taken back.
     :ivar autostart_order: lower ones start first after a boot of the host, and stop last.
     :ivar autostart_delay: seconds after its start before the next guest is started.
@@ -95,6 +99,10 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     autostart_delay: float = 0.0
     shutdown_action: ShutdownAction = ShutdownAction.STOP
     shutdown_timeout: float = 60.0
+    seed: Seed = Seed.HOUSE
+    agent: bool = True
+    ssh_port: bool = True
+    keys: tuple[str, ...] = ()
 
 
 class GuestStatus(Noun, kw_only=True, frozen=True):

@@ -40,6 +40,8 @@ HostSeconds = Annotated[float, Meta(ge=0, le=LONGEST, description="Seconds, at m
 Order = Annotated[int, Meta(ge=0, le=MAX_ORDER, description="Lower ones start first.")]
 Line = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=4096)]
+PublicKey = Annotated[str, Meta(max_length=16_384)]
+UserData = Annotated[str, Meta(max_length=256 << 10)]
 
 
 class Accelerator(StrEnum):
@@ -68,6 +70,9 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     :ivar wait_ready: the job ends only when the guest answers, or after `ready_timeout`.
     :ivar user: login user made beside root; null takes the house's default.
     :ivar cpu: CPU model; empty lets the house choose.
+    :ivar ssh_keys: public keys that may log in: lines of .pub files.
+    :ivar user_data: for cloud-init, in an image that has it. It is kept as a secret.
+    :ivar network_config: cloud-init's, version 1 or 2; empty asks for an address.
     """
 
     image: Line
@@ -86,6 +91,9 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     ready_timeout: Seconds = 300.0
     cpu: Line = ""
     on_panic: OnPanic = OnPanic.STOP
+    ssh_keys: Annotated[tuple[PublicKey, ...], Meta(max_length=16)] = ()
+    user_data: UserData = ""
+    network_config: UserData = ""
 
 
 class StartRequest(Noun, kw_only=True, frozen=True):

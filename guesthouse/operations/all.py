@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guesthouse.images.building import BuildImage, RemoveImage
 from guesthouse.images.cache import BuildCache
+from guesthouse.images.importing import ImportImage
 from guesthouse.jobs.registry import Registry
 from guesthouse.operations.creation import Launch
 from guesthouse.operations.deletion import DeleteGuest
@@ -51,6 +52,9 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
     registry.register(StopGuests(rooms))
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))
     registry.register(RemoveImage(rooms.catalogue))
+    registry.register(
+        ImportImage(rooms.catalogue, rooms.uploads, most=lambda: rooms.settings.most_image_bytes)
+    )
     registry.register(Recover(rooms))
     registry.register(Collect(rooms.documents, rooms.view, rooms.pool))
     return registry

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from guesthouse.drivers.base import NVRAM
-from guesthouse.errors import InvalidInput, NameTaken, RevisionConflict, UnknownImage
+from guesthouse.errors import NameTaken, RevisionConflict, UnknownImage
+from guesthouse.guestos import nocloud
 from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
 from guesthouse.jobs.context import JobContext
@@ -25,17 +25,17 @@ from guesthouse.model.guest import (
     check_spec,
 )
 from guesthouse.model.ids import new_id
-from guesthouse.model.image import Image
+from guesthouse.model.image import Image, Seed
 from guesthouse.model.states import GuestState
-from guesthouse.model.units import format_size
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
+from guesthouse.operations.disks import Disks, add_nvram, add_root, add_seed, root_volume
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams, wait_ready
-from guesthouse.operations.nvram import create_nvram
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import launch_guest
 from guesthouse.store.contract import ABSENT, Op, Put
+from guesthouse.store.documents import GUESTS
 
 S = GuestState
 
@@ -44,7 +44,10 @@ ROOMY, SMALL = 1 << 30, 256 << 20
 
 
 class LaunchParams(GuestParams, kw_only=True, frozen=True):
-    """As `reports.LaunchRequest`, with the id and the name already settled."""
+    """As `reports.LaunchRequest`, with the id and the name already settled.
+
+    What is for cloud-init is a secret, and kept as one until its disc is made.
+    """
 
     name: str
     image: str
@@ -62,6 +65,7 @@ class LaunchParams(GuestParams, kw_only=True, frozen=True):
     ready_timeout: float = 300.0
     cpu: str = ""
     on_panic: OnPanic = OnPanic.STOP
+    ssh_keys: tuple[str, ...] = ()
 
 
 class Launch(GuestOperation[LaunchParams]):
@@ -75,8 +79,10 @@ class Launch(GuestOperation[LaunchParams]):
     Params = LaunchParams
 
     async def run(self, ctx: JobContext, params: LaunchParams) -> dict[str, str]:
+        ctx.undo(lambda: forget_cloud_init(self.rooms, params.guest))
         image = await self._image(ctx, params)
         guest = await create_guest(self.rooms, ctx, params, image)
+        await forget_cloud_init(self.rooms, guest.id)
         if params.start:
             ctx.progress(0.55, "starting")
             guest = await launch_guest(self.rooms, ctx, guest)
@@ -105,13 +111,18 @@ class Launch(GuestOperation[LaunchParams]):
 async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, image: Image) -> Guest:
     """Disk, key and document of a new guest; each step is safe to run again."""
     ids = await ctx.step(
-        "create", volume=new_id, nvram=new_id, uuid=lambda: str(uuid.uuid4()), mac=new_mac
+        "create",
+        volume=new_id,
+        nvram=new_id,
+        seed=new_id,
+        uuid=lambda: str(uuid.uuid4()),
+        mac=new_mac,
     )
     existing = await rooms.documents.guests.get(params.guest)
-    volume = _overlay(rooms, params, image, ids["volume"])
+    root = root_volume(image, ids["volume"], params.disk, params.name)
 
     async def undo() -> None:
-        await remove_guest(rooms, params.guest, [ids["volume"], ids["nvram"]])
+        await remove_guest(rooms, params.guest, [ids["volume"], ids["nvram"], ids["seed"]])
 
     ctx.undo(undo)
     if existing is not None:
@@ -120,15 +131,28 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     params = msgspec.structs.replace(params, publish=ports)
     ctx.progress(0.5, "creating its disk")
     await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)
-    volumes: dict[str, Volume] = {}
-    if volume is not None:
-        parent = rooms.pool.path(rooms.view.volumes[volume.parent])
-        await rooms.pool.create_overlay(volume, parent, volume.size)
-        volumes["root"] = volume
+    disks = Disks()
+    await add_root(rooms, disks, image, root)
     if params.firmware is Firmware.UEFI:
-        volumes[NVRAM] = await create_nvram(rooms, ids["nvram"], params.name)
-    guest = _document(rooms, params, image, ids, volumes)
-    return await _commit(rooms, guest, image, volumes.values())
+        await add_nvram(rooms, disks, ids["nvram"], params.name)
+    if image.seed is Seed.NOCLOUD:
+        await add_seed(rooms, disks, ids["seed"], params.guest, params.name, params.ssh_keys)
+    guest = _document(rooms, params, image, ids, disks.disks)
+    return await _commit(rooms, guest, image, disks.volumes)
+
+
+async def forget_cloud_init(rooms: Rooms, guest_id: str) -> None:
+    await asyncio.to_thread(nocloud.forget, rooms.secrets, guest_id)
+
+
+async def forget_orphaned(rooms: Rooms) -> None:
+    """At the daemon's start: a launch that was never accepted may have left what was for
+    cloud-init.
+    """
+    active = {job.target for job in rooms.view.jobs.values() if not job.ended}
+    for guest in await asyncio.to_thread(nocloud.guests_kept, rooms.secrets):
+        if GUESTS.key(guest) not in active:
+            await forget_cloud_init(rooms, guest)
 
 
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
@@ -169,42 +193,12 @@ def name_taken(conflict: RevisionConflict, name: str, key: str) -> Exception:
     )
 
 
-def _overlay(rooms: Rooms, params: LaunchParams, image: Image, volume_id: str) -> Volume | None:
-    """The guest's own layer over the image's; None for an image without a disk.
-
-    :raise InvalidInput: a disk smaller than the image's, or a disk for an image without one.
-    """
-    if not image.volume:
-        if params.disk is not None:
-            raise InvalidInput(
-                f"The image {image.name} has no disk, so {format_size(params.disk)} cannot be set.",
-                hint="Leave --disk away, or launch another image.",
-                field="disk",
-            )
-        return None
-    size = params.disk or image.virtual_size
-    if size < image.virtual_size:
-        raise InvalidInput(
-            f"A disk of {format_size(size)} is smaller than the image's"
-            f" {format_size(image.virtual_size)}.",
-            hint=f"Use at least {format_size(image.virtual_size)}.",
-            field="disk",
-        )
-    return Volume(
-        id=volume_id,
-        parent=image.volume,
-        size=-(-size // 65536) * 65536,
-        created_at=time.time(),
-        note=f"root disk of {params.name}",
-    )
-
-
 def _document(
     rooms: Rooms,
     params: LaunchParams,
     image: Image,
     ids: dict[str, str],
-    volumes: dict[str, Volume],
+    disks: Sequence[Disk],
 ) -> Guest:
     facts = rooms.facts()
     spec = GuestSpec(
@@ -212,10 +206,7 @@ def _document(
         image_id=image.id,
         cpus=params.cpus,
         memory=params.memory or (ROOMY if image.volume else SMALL),
-        disks=tuple(
-            Disk(name=name, volume=volume.id, size=volume.size, serial=name)
-            for name, volume in volumes.items()
-        ),
+        disks=tuple(disks),
         nics=(Nic(mac=ids["mac"], ports=params.publish),),
         firmware=params.firmware,
         boot=_boot(image, params.firmware),
@@ -226,6 +217,10 @@ def _document(
         on_panic=params.on_panic,
         user=params.user,
         description=params.description,
+        seed=image.seed,
+        agent=image.agent,
+        ssh_port=image.ssh_port,
+        keys=params.ssh_keys,
     )
     check_spec(spec)
     now = time.time()

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import msgspec
 
 from guesthouse.drivers.base import VNC_SOCKET
-from guesthouse.errors import InvalidInput, NameTaken, NotFound, UnknownImage
+from guesthouse.errors import InvalidInput, NameTaken, NotFound, TooLarge, UnknownImage
+from guesthouse.guestos.nocloud import CloudInit
 from guesthouse.guestos.ssh import RemoteProcess
 from guesthouse.images.building import BuildParams, RemoveParams
+from guesthouse.images.importing import ImportImage, ImportParams, refuse_taken
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish, check_publish
@@ -23,7 +25,8 @@ from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest, pending_changes
 from guesthouse.model.host import HostFacts
 from guesthouse.model.ids import new_id
-from guesthouse.model.image import Image
+from guesthouse.model.image import Image, Seed
+from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name, pleasant_name
 from guesthouse.model.reports import (
@@ -48,6 +51,7 @@ from guesthouse.model.reports import (
     UndeleteRequest,
     UnpublishRequest,
 )
+from guesthouse.model.units import format_size
 from guesthouse.model.usage import GuestUsage
 from guesthouse.operations.checkup import KeeperFacts, check_up
 from guesthouse.operations.creation import LaunchParams
@@ -68,6 +72,7 @@ from guesthouse.operations.lifecycle import (
 from guesthouse.operations.logs import read_log
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.seeding import check_seeding, kept_for_launch
 from guesthouse.operations.support import support_bundle
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
@@ -168,6 +173,7 @@ class House:
                 name=name,
             )
         self._check_image(request.image)
+        check_seeding(self.rooms, request)
         for port in request.publish:
             check_publish(port)
         fields = msgspec.structs.asdict(request) | {
@@ -175,15 +181,20 @@ class House:
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
         }
+        # Secret, so it goes another way than into the job's document.
+        secret = CloudInit(
+            user_data=fields.pop("user_data"), network_config=fields.pop("network_config")
+        )
         params = LaunchParams(guest=new_id(), **fields)
         check_name(params.user, field="user")
-        return await self.jobs.submit(
-            "guest.launch",
-            params,
-            target=GUESTS.key(params.guest),
-            target_name=name,
-            requester=requester,
-        )
+        async with kept_for_launch(self.rooms, params.guest, secret):
+            return await self.jobs.submit(
+                "guest.launch",
+                params,
+                target=GUESTS.key(params.guest),
+                target_name=name,
+                requester=requester,
+            )
 
     def _check_image(self, name: str) -> None:
         """:raise UnknownImage: neither in the catalogue nor one that can be built."""
@@ -271,6 +282,42 @@ class House:
             target_name=request.name,
             requester=requester,
             dedupe=request.name,
+        )
+
+    async def create_upload(self, request: UploadRequest) -> Upload:
+        most = self.rooms.settings.most_image_bytes
+        if request.size > most:
+            raise TooLarge(
+                f"A file of {format_size(request.size)} is larger than any image may be:"
+                f" {format_size(most)}.",
+                hint="If you mean it, set max_image_size in the house's settings.toml.",
+                field="size",
+            )
+        return await self.rooms.uploads.create(request.size)
+
+    async def upload(self, upload: str) -> Upload:
+        return await self.rooms.uploads.get(upload)
+
+    async def write_upload(self, upload: str, offset: int, pieces: AsyncIterator[bytes]) -> Upload:
+        return await self.rooms.uploads.write(upload, offset, pieces)
+
+    async def discard_upload(self, upload: str) -> None:
+        await self.rooms.uploads.discard(upload)
+
+    async def import_image(self, request: ImportImageRequest, requester: str) -> Job:
+        await refuse_taken(self.rooms.catalogue, request.name)
+        await self.rooms.uploads.get(request.upload)
+        if request.seed is Seed.HOUSE:
+            raise InvalidInput(
+                "Only images that this house builds read its own seed.",
+                hint="Use nocloud or none.",
+                field="seed",
+            )
+        return await self.jobs.submit(
+            ImportImage.kind,
+            ImportParams(**msgspec.structs.asdict(request)),
+            target_name=request.name,
+            requester=requester,
         )
 
     async def remove_image(self, ref: str, requester: str) -> Job:

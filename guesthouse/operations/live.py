@@ -136,7 +136,7 @@ class LiveGuests:
         if live.ssh is None:
             raise AgentUnavailable(
                 f"Guest {guest.name!r} cannot be entered: its image has no ssh port of ours.",
-                hint=f"Use its serial console: guest console {guest.name}",
+                hint=_other_ways(guest),
             )
         return live.ssh
 
@@ -148,6 +148,17 @@ class LiveGuests:
         del self._live[guest_id]
         live.ended.set()
         await live.close()
+
+
+def _other_ways(guest: Guest) -> str:
+    """How else to reach a guest."""
+    ways = f"guest console {guest.name}"
+    ports = [port for nic in guest.spec.nics for port in nic.ports if port.guest_port == 22]
+    if ports:
+        ways += f", or ssh -p {ports[0].host_port} USER@{ports[0].host_ip}"
+    else:
+        ways += f", or ssh by a published port: guest publish {guest.name} 2222:22"
+    return f"Use its serial console: {ways}"
 
 
 async def _first(*waits: object) -> None:

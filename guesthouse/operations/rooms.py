@@ -14,6 +14,7 @@ from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
 from guesthouse.operations.live import LiveGuests
 from guesthouse.storage.pool import DirectoryPool
+from guesthouse.storage.uploads import Uploads
 from guesthouse.store.documents import Documents
 from guesthouse.store.trash import in_trash
 from guesthouse.store.view import View
@@ -33,6 +34,10 @@ class Rooms:
     settings: Settings
     facts: Callable[[], HostFacts]
     live: LiveGuests = field(default_factory=LiveGuests)
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.folders.uploads)
 
     async def guest(self, guest_id: str) -> Guest:
         """The stored document, not the view's: operations decide on what is durable.

@@ -18,6 +18,7 @@ from guesthouse.host.memory import available
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.guest import BootPath, Guest, GuestStatus
 from guesthouse.model.host import HostFacts
+from guesthouse.model.image import Seed
 from guesthouse.model.states import GuestState, check_transition
 from guesthouse.model.units import format_size
 from guesthouse.operations.live import LiveGuest
@@ -160,10 +161,18 @@ def take_up(rooms: Rooms, guest: Guest, running: Running) -> LiveGuest:
         guest_id=guest.id,
         running=running,
         agent=Agent(runtime / AGENT_SOCKET),
-        ssh=GuestSsh(runtime / SSH_SOCKET, ensure_key(rooms.secrets, guest.id)),
+        ssh=_ssh(rooms, guest),
     )
     rooms.live.add(guest, live)
     return live
+
+
+def _ssh(rooms: Rooms, guest: Guest) -> GuestSsh | None:
+    """Its way in, if its image carries our port."""
+    if not guest.spec.ssh_port:
+        return None
+    socket = rooms.folders.guest_runtime(guest.id) / SSH_SOCKET
+    return GuestSsh(socket, ensure_key(rooms.secrets, guest.id))
 
 
 async def exited(rooms: Rooms, guest_id: str, incarnation: int) -> None:
@@ -184,24 +193,33 @@ async def resources(rooms: Rooms, guest: Guest, boot: BootPath) -> Resources:
             size=disk.size,
             read_only=disk.read_only,
             serial=disk.serial,
+            device=disk.device,
         )
         for disk in guest.spec.disks
     )
     boot_files = None
     if boot is BootPath.KERNEL:
         boot_files = rooms.catalogue.boot_files(guest.spec.image_id)
-    key = await asyncio.to_thread(ensure_key, rooms.secrets, guest.id)
+    seed = await asyncio.to_thread(_seed, rooms, guest)
     await asyncio.to_thread(prepare_guest, rooms.folders, guest.id)
     return Resources(
         disks=disks,
         runtime=rooms.folders.guest_runtime(guest.id),
         state=rooms.folders.guest_state(guest.id),
-        seed=seed_text(
-            hostname=guest.name,
-            user=guest.spec.user,
-            public_keys=[public_line(key)],
-            instance=guest.id,
-        ),
+        seed=seed,
         boot=boot,
         boot_files=boot_files,
+    )
+
+
+def _seed(rooms: Rooms, guest: Guest) -> str:
+    """What our own seed tells it; nothing where nobody reads that."""
+    if guest.spec.seed is not Seed.HOUSE:
+        return ""
+    key = public_line(ensure_key(rooms.secrets, guest.id))
+    return seed_text(
+        hostname=guest.name,
+        user=guest.spec.user,
+        public_keys=[key, *guest.spec.keys],
+        instance=guest.id,
     )

@@ -27,10 +27,11 @@ from guesthouse.storage.durable import (
     require_space,
     space_of,
     temporary_beside,
+    write_file,
 )
 from guesthouse.storage.identity import PoolIdentity, open_identity
 from guesthouse.storage.incoming import Incoming
-from guesthouse.storage.layers import NEW_LAYER, LayerFolder
+from guesthouse.storage.layers import NEW_LAYER, LayerFolder, mode_of
 from guesthouse.storage.qemu_img import CheckReport, ImageInfo
 from guesthouse.storage.transfer import Progress, Way, in_thread, on_loop
 
@@ -124,6 +125,17 @@ class DirectoryPool:
         if volume.parent:
             raise InvalidInput(f"Volume {volume.id} has a parent, so it is not empty.")
         return await self._create(volume, volume.size, None)
+
+    async def create_raw(self, volume: Volume, content: bytes) -> Path:
+        """A new raw layer with that content. May be repeated. Errors as `create_overlay`."""
+        target = self.path(volume)
+
+        def work() -> None:
+            if not self.layers.already(volume, len(content)):
+                write_file(target, content, mode_of(volume))
+
+        await asyncio.to_thread(work)
+        return target
 
     async def create_filled(self, volume: Volume, raw: Path) -> Path:
         """A new qcow2 layer with the content of a raw file of this host, such as firmware

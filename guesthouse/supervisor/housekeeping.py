@@ -1,4 +1,5 @@
-"""What the house does by itself at its start and every hour: what is old in the trash goes."""
+"""What the house does by itself at its start and every hour: what is old in the trash goes, and so
+do uploads that nobody uses."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 import time
 
 from guesthouse.errors import GuesthouseError
+from guesthouse.images.importing import ImportImage
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.trash import PurgeParams, expired
@@ -38,11 +40,12 @@ class Housekeeping:
             try:
                 await self.round(time.time())
             except GuesthouseError as error:
-                log.warning("the trash is left as it is for now: %s", error)
+                log.warning("what is old is left as it is for now: %s", error)
             await asyncio.sleep(INTERVAL)
 
     async def round(self, now: float) -> None:
-        """Submit what is due. :param now: seconds since the epoch."""
+        """Do what is due. :param now: seconds since the epoch."""
+        await self.rooms.uploads.sweep(self._uploads_needed())
         for guest in expired(self.rooms, now):
             assert guest.deleted_at is not None  # it is in the trash
             await self.jobs.submit(
@@ -53,3 +56,10 @@ class Housekeeping:
                 requester="housekeeping",
                 dedupe=guest.id,
             )
+
+    def _uploads_needed(self) -> set[str]:
+        return {
+            str(job.params.get("upload"))
+            for job in self.rooms.view.jobs.values()
+            if not job.ended and job.kind == ImportImage.kind
+        }

@@ -31,6 +31,16 @@ PATIENCE = 86400.0
 """Seconds after which nobody asks any more. Who waits for a guest has a deadline of his own."""
 
 
+def expected(guest: Guest) -> tuple[Check, ...]:
+    """The checks that can come. Of a guest without an agent only its process is known: its kernel
+    may never write to the serial console.
+    """
+    spec = guest.spec
+    if not spec.agent:
+        return (PROCESS,)
+    return CHECKS if spec.ssh_port else (PROCESS, KERNEL, AGENT, NETWORK)
+
+
 class Readiness:
     """Follows one incarnation until it is ready or gone."""
 
@@ -41,6 +51,7 @@ class Readiness:
         self._serial_before = _size(self._serial)
         # Of this incarnation: a launch clears it, a restart of the daemon finds it again.
         self._before = guest.status.ready
+        self._expected = expected(guest)
 
     async def run(self) -> None:
         left = [probe for probe in self._probes() if probe.check.name not in self._before]
@@ -68,13 +79,14 @@ class Readiness:
         def probe(check: Check, ask: Callable[[], Awaitable[bool]], slowest: float) -> Probe:
             return Probe(check, ask, self._event, slowest)
 
-        return [
+        probes = [
             probe(PROCESS, self._process, 2.0),
             probe(KERNEL, self._kernel, 0.5),
             probe(AGENT, self._agent, 1.0),
             probe(NETWORK, self._network, 1.0),
             probe(SSH, self._ssh, 2.0),
         ]
+        return [one for one in probes if one.check in self._expected]
 
     async def _process(self) -> bool:
         return (await self.live.running.state())[0] == "running"
@@ -109,7 +121,11 @@ class Readiness:
             return msgspec.structs.replace(guest, status=status, booted=booted)
 
         await self.rooms.documents.guests.update(self.guest.id, reached)
-        self._announce(_after(check), passed)
+        self._announce(self._after(check), passed)
+
+    def _after(self, check: Check) -> str:
+        following = self._expected[self._expected.index(check) + 1 :]
+        return following[0].name if following else ""
 
     def _announce(self, waiting: str, passed: tuple[str, ...] = ()) -> None:
         hint = next((c.hint for c in CHECKS if c.name == waiting), "")
@@ -129,11 +145,6 @@ async def follow_readiness(rooms: Rooms, guest: Guest, live: LiveGuest) -> None:
         error = work.exception()
         if error is not None and not isinstance(error, GuesthouseError):
             raise error
-
-
-def _after(check: Check) -> str:
-    following = CHECKS[CHECKS.index(check) + 1 :]
-    return following[0].name if following else ""
 
 
 def _size(path: Path) -> int:

@@ -7,7 +7,8 @@ from litestar import Response, delete, get, post
 from guesthouse.api.answers import WaitQuery, job_answer, json_answer
 from guesthouse.api.decoding import ApiRequest
 from guesthouse.api.described import reads, submits
-from guesthouse.errors import HostLacks, InUse, NotFound, UnknownImage
+from guesthouse.errors import HostLacks, InUse, NameTaken, NotFound, UnknownImage
+from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.reports import BuildImageRequest, ImageView, KnownImage
 
 
@@ -40,6 +41,22 @@ async def build_image(request: ApiRequest) -> Response[bytes]:
     )
 
 
+@post(
+    "/v1/images-import",
+    opt=submits(ImportImageRequest, query=WaitQuery, errors=(NotFound, NameTaken)),
+)
+async def import_image(request: ApiRequest) -> Response[bytes]:
+    """Make an image of a file that was uploaded.
+
+    The job fails with `invalid-input` when the file is refused; `reason` of its problem says why.
+    The upload is gone in any case.
+    """
+    wait = request.ask(WaitQuery).wait
+    wanted = await request.read(ImportImageRequest)
+    job = await request.house.import_image(wanted, request.requester)
+    return await job_answer(request, job, wait=wait)
+
+
 @delete(
     "/v1/images/{ref:path}",
     status_code=202,
@@ -58,4 +75,11 @@ async def known_images(request: ApiRequest) -> Response[bytes]:
     return json_answer(request.house.known_images())
 
 
-IMAGE_ROUTES = [list_images, show_image, build_image, remove_image, known_images]
+IMAGE_ROUTES = [
+    list_images,
+    show_image,
+    build_image,
+    import_image,
+    remove_image,
+    known_images,
+]

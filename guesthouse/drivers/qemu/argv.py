@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from guesthouse.drivers.qemu import places
 from guesthouse.drivers.qemu.opened import File, files, layer_name
 from guesthouse.drivers.qemu.plan import Plan, PlannedDisk
+from guesthouse.model.device import DiskDevice
 from guesthouse.model.guest import OnPanic
 from guesthouse.network.builtin import escape, netdev_id
 
@@ -68,7 +69,9 @@ def _process(plan: Plan) -> Iterator[str]:
 def _machine(plan: Plan, fd: Fd, sets: dict[str, int]) -> Iterator[str]:
     parts = [plan.machine, "memory-backend=ram", "dump-guest-core=off"]
     # What no guest of ours needs and every guest's kernel would spend time on.
-    parts += ["vmport=off", "smm=off", "sata=off", "smbus=off"]
+    parts += ["vmport=off", "smm=off", "smbus=off"]
+    if not any(_is_disc(disk) for disk in plan.disks):
+        parts.append("sata=off")
     if plan.uefi is not None:
         parts += ["pflash0=code", f"pflash1={_node('nvram', 0)}"]
     yield from ("-machine", ",".join(parts))
@@ -171,13 +174,29 @@ def _small_devices(plan: Plan) -> Iterator[str]:
     yield from ("-device", f"vmgenid,id=generation,guid={plan.uuid}")
 
 
+def _is_disc(disk: PlannedDisk) -> bool:
+    return disk.device is DiskDevice.CDROM
+
+
 def _disks(plan: Plan, sets: dict[str, int]) -> Iterator[str]:
+    """Discs boot before disks: an installer's before the disk that it writes."""
+    discs = [index for index, disk in enumerate(plan.disks) if _is_disc(disk)]
+    disks = [index for index, disk in enumerate(plan.disks) if not _is_disc(disk)]
+    order = {index: place for place, index in enumerate([*discs, *disks], start=1)}
     for index, disk in enumerate(plan.disks):
         yield from _chain(f"disk{index}", disk, sets)
+        if _is_disc(disk):
+            # On the chipset's own controller, which every system's installer knows.
+            yield from (
+                "-device",
+                f"ide-cd,id=disk{index},drive={_node(f'disk{index}', 0)},"
+                f"bus=ide.{discs.index(index)},bootindex={order[index]}",
+            )
+            continue
         options = [
             f"virtio-blk-pci,id=disk{index},drive={_node(f'disk{index}', 0)}",
             places.disk(index),
-            f"bootindex={index + 1}",
+            f"bootindex={order[index]}",
             # A full host pauses the guest, which goes on when there is room again. A read that
             # fails loses nothing: the guest learns of it.
             "werror=stop,rerror=report",

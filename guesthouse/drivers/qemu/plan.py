@@ -14,6 +14,7 @@ from guesthouse.errors import HostLacks, InvalidInput, NoMemory
 from guesthouse.guestos.seed import smbios_value
 from guesthouse.host.firmware import Ovmf
 from guesthouse.host.probe_qemu import KVM_DEVICE_FD, USER_NETWORK, require_qemu
+from guesthouse.model.device import DiskDevice
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Firmware, Guest, GuestSpec, OnPanic
 from guesthouse.model.host import HostFacts, QemuBinary
@@ -28,6 +29,8 @@ Debian's userland asks for no more than x86-64-v1. A guest that needs more names
 KVM_CPU = "host"
 
 MAX_DISKS = 14
+MAX_DISCS = 4
+"""CD-ROM drives; the chipset's SATA controller has six ports."""
 MAX_NICS = 8
 
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
@@ -47,6 +50,7 @@ class PlannedDisk(Noun, kw_only=True, frozen=True):
     layers: tuple[Layer, ...]
     read_only: bool = False
     serial: str = ""
+    device: DiskDevice = DiskDevice.DISK
 
 
 class PlannedNic(Noun, kw_only=True, frozen=True):
@@ -146,6 +150,8 @@ def make_plan(
 def _check(spec: GuestSpec, facts: HostFacts) -> None:
     if len(spec.disks) > MAX_DISKS:
         raise InvalidInput(f"A guest has at most {MAX_DISKS} disks.", field="disks")
+    if sum(disk.device is DiskDevice.CDROM for disk in spec.disks) > MAX_DISCS:
+        raise InvalidInput(f"A guest has at most {MAX_DISCS} CD-ROM drives.", field="disks")
     if len(spec.nics) > MAX_NICS:
         raise InvalidInput(f"A guest has at most {MAX_NICS} network cards.", field="nics")
     if spec.memory > facts.memory:
@@ -252,6 +258,7 @@ def _disk(source: DiskSource) -> PlannedDisk:
         ),
         read_only=source.read_only,
         serial=source.serial,
+        device=source.device,
     )
 
 

@@ -18,6 +18,7 @@ from guesthouse.drivers.qemu.plan import Plan, make_plan
 from guesthouse.errors import GuesthouseError
 from guesthouse.guestos.seed import seed_text
 from guesthouse.host.firmware import Ovmf
+from guesthouse.model.device import DiskDevice
 from guesthouse.model.document import convert_strict
 from guesthouse.model.guest import BootPath, Guest, GuestSpec, GuestStatus
 from guesthouse.model.host import Capability, HostFacts, QemuBinary
@@ -101,6 +102,7 @@ def resources(case: dict[str, Any]) -> Resources:
             size=disk.get("size", 4 << 30),
             read_only=disk.get("read_only", False),
             serial=disk.get("serial", ""),
+            device=DiskDevice(disk.get("device", "disk")),
         )
         for disk in case.get("disks", [])
     )

@@ -69,9 +69,8 @@ def _process(plan: Plan) -> Iterator[str]:
 def _machine(plan: Plan, fd: Fd, sets: dict[str, int]) -> Iterator[str]:
     parts = [plan.machine, "memory-backend=ram", "dump-guest-core=off"]
     # What no guest of ours needs and every guest's kernel would spend time on.
-    parts += ["vmport=off", "smm=off", "smbus=off"]
-    if not any(_is_disc(disk) for disk in plan.disks):
-        parts.append("sata=off")
+    sata = any(_is_disc(disk) for disk in plan.disks)
+    parts += ["vmport=off", "smm=off", *([] if sata else ["sata=off"]), "smbus=off"]
     if plan.uefi is not None:
         parts += ["pflash0=code", f"pflash1={_node('nvram', 0)}"]
     yield from ("-machine", ",".join(parts))

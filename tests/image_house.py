@@ -14,11 +14,13 @@ from pathlib import Path
 from guesthouse.images.building import BuildImage, RemoveImage
 from guesthouse.images.cache import BuildCache
 from guesthouse.images.catalogue import Catalogue, Known
+from guesthouse.images.importing import ImportImage
 from guesthouse.images.spec import BuildRequest, BuiltImage, Progress
 from guesthouse.jobs.registry import Registry
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.storage.collect import Collect
 from guesthouse.storage.pool import DirectoryPool
+from guesthouse.storage.uploads import Uploads
 from guesthouse.store.documents import Documents
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
@@ -84,6 +86,7 @@ class ImageHouse:
     cache: BuildCache
     builder: QuickBuilder
     jobs: JobRunner
+    uploads: Uploads
 
 
 @asynccontextmanager
@@ -93,6 +96,7 @@ async def image_house(
     builder: QuickBuilder | None = None,
     cache: Path | None = None,
     observer: Callable[..., object] | None = None,
+    most: int = 1 << 40,
 ) -> AsyncIterator[ImageHouse]:
     """A house in `folder`; opening it again is what a restarted daemon does, without recovery."""
     folder.mkdir(exist_ok=True)
@@ -106,10 +110,12 @@ async def image_house(
     registry = Registry()
     registry.register(BuildImage(catalogue, kept, builder=quick, space=0))
     registry.register(RemoveImage(catalogue))
+    uploads = Uploads(folder / "uploads")
+    registry.register(ImportImage(catalogue, uploads, most=lambda: most))
     registry.register(Collect(documents, view, pool))
     jobs = JobRunner(documents, registry, folder / "jobs", observer=observer)
     try:
-        yield ImageHouse(documents, view, pool, catalogue, kept, quick, jobs)
+        yield ImageHouse(documents, view, pool, catalogue, kept, quick, jobs, uploads)
     finally:
         await jobs.close()
         await view.close()

@@ -102,11 +102,11 @@ def _write_hooks(work: Path, seed: Seed) -> tuple[Path, Path, Path]:
     ours = seed is Seed.HOUSE
     overlay = work / "overlay.tar"
     with tarfile.open(overlay, "w") as tar:
-        tree = _FILES / "tree"
-        for path in sorted(tree.rglob("*")):
-            name = str(path.relative_to(tree))
-            if path.is_file() and (ours or not _SEEDED.match(name)):
-                _add(tar, name, path.read_bytes())
+        for tree in (_FILES / "tree", *(() if ours else (FILES / "cloud",))):
+            for path in sorted(tree.rglob("*")):
+                name = str(path.relative_to(tree))
+                if path.is_file() and (ours or not _SEEDED.match(name)):
+                    _add(tar, name, path.read_bytes())
         if ours:
             carrier = FILES / "common" / "guesthouse-ssh"
             _add(tar, "usr/lib/guesthouse/ssh-port", carrier.read_bytes())

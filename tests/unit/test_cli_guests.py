@@ -322,6 +322,9 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "ready_timeout": 9.0,
         "cpu": "",
         "on_panic": "stop",
+        "ssh_keys": [],
+        "user_data": "",
+        "network_config": "",
     }
 
 

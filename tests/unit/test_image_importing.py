@@ -1,4 +1,4 @@
-"""The job `image.import`: an image of the catalogue, or nothing at all, however often it is begun."""
+"""The job `image.import`: an image of the catalogue or nothing, however often it is begun."""
 
 from __future__ import annotations
 
@@ -52,10 +52,16 @@ def leavings(house: ImageHouse) -> list[str]:
     return [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
 
 
-async def test_a_disk(house: ImageHouse) -> None:
+def with_snapshot(path: Path) -> bytes:
+    path.write_bytes(qcow2(data=b"hello"))
+    subprocess.run(["qemu-img", "snapshot", "-c", "before", path], check=True)
+    return path.read_bytes()
+
+
+async def test_a_disk(house: ImageHouse, tmp_path: Path) -> None:
     job = await imported(
         house,
-        qcow2(data=b"hello", snapshots=1),
+        with_snapshot(tmp_path / "image"),
         description="an old server",
         os="Debian 12",
         agent=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -138,30 +139,39 @@ def send_file(house: House, path: Path, *, quiet: bool) -> str:
         empty, or was changed meanwhile.
     """
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if not path.is_file() or not size:
-                what = "is empty" if path.is_file() else "is not a regular file"
+        # Not waiting for a writer, should it be a pipe.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(fd)
+            regular = stat.S_ISREG(facts.st_mode)
+            if not regular or not facts.st_size:
+                what = "is empty" if regular else "is not a regular file"
                 raise InvalidInput(f"{path} {what}.", hint="Give a disk image.", field="file")
-            stretches = list(data_of(file.fileno(), size))
-            upload = house.create_upload(size).id
-            try:
-                with Counter(quiet=quiet) as counter:
-                    counter.expect(sum(end - start for start, end in stretches))
-                    for start, end in stretches:
-                        pieces = _pieces(file.fileno(), start, end, counter)
-                        house.write_upload(upload, start, pieces, end - start)
-            except BaseException:
-                with suppress(GuesthouseError):
-                    house.discard_upload(upload)
-                raise
-            return upload
+            return _send(house, fd, facts.st_size, quiet=quiet)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise NotFound(f"There is no file {path}.", hint="Check the path.") from None
     except OSError as error:
         raise Forbidden(
             f"{path} cannot be read: {error.strerror}.", hint="Check its owner and mode."
         ) from error
+
+
+def _send(house: House, fd: int, size: int, *, quiet: bool) -> str:
+    stretches = list(data_of(fd, size))
+    upload = house.create_upload(size).id
+    try:
+        with Counter(quiet=quiet) as counter:
+            counter.expect(sum(end - start for start, end in stretches))
+            for start, end in stretches:
+                pieces = _pieces(fd, start, end, counter)
+                house.write_upload(upload, start, pieces, end - start)
+    except BaseException:
+        with suppress(GuesthouseError):
+            house.discard_upload(upload)
+        raise
+    return upload
 
 
 def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -147,10 +147,10 @@ def launch(
         for port in nic.ports:
             output.result(f"  {port} leads into it")
     if not rest["no_start"]:
-        _say_how_to_reach(guest)
+        say_how_to_reach(guest)
 
 
-def _say_how_to_reach(guest: GuestView) -> None:
+def say_how_to_reach(guest: GuestView) -> None:
     if guest.spec.ssh_port:
         if os.isatty(2):
             output.note(f"enter it with: guest shell {guest.name}")

@@ -22,6 +22,9 @@ from guesthouse.model.device import Publish
 from guesthouse.model.document import encode
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
+from guesthouse.model.ids import new_id
+from guesthouse.model.image import Image, ImageKind, Seed, SourceFormat
+from guesthouse.model.imports import Upload
 from guesthouse.model.job import Job, JobProgress
 from guesthouse.model.reports import (
     HouseInfo,
@@ -65,6 +68,26 @@ class ApiServer(socketserver.ThreadingUnixStreamServer):
             super().handle_error(request, client_address)
 
 
+def imported(request: dict[str, Any], size: int) -> Image:
+    """The image that comes of an upload of `size` bytes."""
+    disc = request["format"] == "iso"
+    return Image(
+        id=new_id(),
+        name=request["name"],
+        digest="0" * 64,
+        size=size,
+        virtual_size=size,
+        created_at=time.time(),
+        source="imported",
+        kind=ImageKind.ISO if disc else ImageKind.DISK,
+        format=SourceFormat(request["format"] or "raw"),
+        facts={"left out": "2 snapshots"} if request["description"] == "with snapshots" else {},
+        seed=Seed(request["seed"]),
+        agent=request["agent"],
+        ssh_port=False,
+    )
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ApiServer
@@ -82,7 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _any(self) -> None:
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        parsed = json.loads(body) if body else None
+        is_json = self.headers.get("Content-Type") == "application/json"
+        parsed = json.loads(body) if body and is_json else body or None
         self.house.seen.append((self.command, self.path, parsed))
         parts = [unquote(part) for part in url.path.split("/")[2:]]
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
@@ -93,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
                 error.status, json.dumps(problem(error)).encode(), "application/problem+json"
             )
 
-    do_GET = do_POST = do_PATCH = do_DELETE = _any
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any
 
     def _route(self, parts: list[str], query: dict[str, str], body: Any) -> None:
         house = self.house
@@ -186,6 +210,23 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json([house.image_view(one) for one in house.images])
             case ["GET", "images-known"]:
                 self._json([KnownImage(name="micro", description="tiny", built=False)])
+            case ["POST", "uploads"]:
+                upload = new_id()
+                house.uploads[upload] = bytearray(body["size"])
+                self._json(self._upload(upload), 201)
+            case ["PUT", "uploads", upload]:
+                if "upload" in house.fail:
+                    raise house.fail["upload"]
+                at = int(query["offset"])
+                house.uploads[upload][at : at + len(body)] = body
+                self._json(self._upload(upload))
+            case ["DELETE", "uploads", upload]:
+                del house.uploads[upload]
+                self._send(204, b"")
+            case ["POST", "images-import"]:
+                self._job("image.import", None)
+                if "image.import:later" not in house.fail:
+                    house.images.append(imported(body, len(house.uploads.pop(body["upload"]))))
             case ["POST", "images"]:
                 self._job("image.build", None)
             case ["GET", "images", *name]:
@@ -230,6 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
                 house.stopped.set()
             case _:
                 raise NotFound(f"There is nothing at {self.path}.")
+
+    def _upload(self, upload: str) -> Upload:
+        size = len(self.house.uploads[upload])
+        return Upload(id=upload, size=size, stored=0, expires_at=time.time() + 3600)
 
     def _find(self, ref: str) -> Job:
         for job in self.house.jobs.values():

@@ -71,6 +71,7 @@ class FakeHouse:
         self.root = root
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
+        self.uploads: dict[str, bytearray] = {}
         self.trash: list[Guest] = []
         self.trash_days = 7
         self.lost: list[Finding] = []

@@ -10,6 +10,7 @@ from guesthouse.errors import UnknownImage
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
+from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.job import Job
 from guesthouse.model.reports import (
     LaunchRequest,
@@ -22,6 +23,7 @@ from guesthouse.model.states import LIVE
 from tests.crash.daemon_house import DISK, MEMORY, CrashHouse, free_port_of_host
 from tests.crash.matrix import Snapshot
 from tests.e2e.conftest import until
+from tests.foreign_files import qcow2
 
 BIGGER = 4 * DISK
 POLITE = 0.3
@@ -86,6 +88,14 @@ def paused(house: CrashHouse, image: str = "crash/disk") -> Trial:
     name = house.launch(image, start=False, publish=(port,))
     house.do(house.client.start(name, StartRequest(paused=True)))
     return known(house, name, port)
+
+
+def sent(house: CrashHouse) -> Trial:
+    """A disk that somebody else made, on its way in."""
+    data = qcow2(data=b"somebody else's")
+    upload = house.client.create_upload(len(data)).id
+    house.client.write_upload(upload, 0, [data], len(data))
+    return Trial(house.fresh(), upload)
 
 
 def known(house: CrashHouse, name: str, thing: Any = None) -> Trial:
@@ -240,6 +250,10 @@ def has_grown(now: Snapshot, trial: Trial) -> bool:
     return now_of(now, trial).spec.disks[0].size == BIGGER
 
 
+def has_image(now: Snapshot, trial: Trial) -> bool:
+    return any(image.name == trial.name for image in now.images.values())
+
+
 def has_micro(now: Snapshot, trial: Trial) -> bool:
     return any(image.name == "micro" for image in now.images.values())
 
@@ -385,6 +399,13 @@ VERBS: dict[str, Verb] = {
         lambda h, t: h.client.build_image("micro"),
         has_micro,
         negated(has_micro),
+    ),
+    "image-import": Verb(
+        "image.import",
+        sent,
+        lambda h, t: h.client.import_image(ImportImageRequest(upload=t.thing, name=t.name)),
+        has_image,
+        negated(has_image),
     ),
     "image-remove": Verb(
         "image.remove",

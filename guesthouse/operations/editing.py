@@ -6,7 +6,7 @@ import msgspec
 
 from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, RevisionConflict
 from guesthouse.jobs.context import JobContext
-from guesthouse.model.device import Nic, Protocol, Publish
+from guesthouse.model.device import Disk, Nic, Protocol, Publish
 from guesthouse.model.guest import (
     Autostart,
     Firmware,
@@ -26,7 +26,7 @@ from guesthouse.operations.lifecycle import GuestOperation, GuestParams
 from guesthouse.operations.nvram import create_nvram, has_nvram, nvram_disk
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
-from guesthouse.store.contract import ABSENT
+from guesthouse.store.contract import ABSENT, Op
 
 
 class SetParams(GuestParams, kw_only=True, frozen=True):
@@ -63,34 +63,43 @@ class SetGuest(GuestOperation[SetParams]):
             if field not in {"guest", "disk"} and value is not None
         }
         check_spec(msgspec.structs.replace(guest.spec, **named))
+        disks, ops = guest.spec.disks, list[Op]()
         if params.disk is not None:
-            await self._grow(ctx, guest, params.disk)
-        if params.firmware is Firmware.UEFI and not has_nvram(guest.spec):
-            await self._add_nvram(ctx, guest)
-        await ctx.step("set")
-        guest = (
-            await self.rooms.documents.guests.update(
-                guest.id,
-                lambda g: msgspec.structs.replace(g, spec=msgspec.structs.replace(g.spec, **named)),
+            size = await self._grow(ctx, guest, params.disk, ops)
+            disks = tuple(
+                msgspec.structs.replace(disk, size=size) if disk.name == "root" else disk
+                for disk in disks
             )
+        if params.firmware is Firmware.UEFI and not has_nvram(guest.spec):
+            disks = (*disks, await self._nvram(ctx, guest, ops))
+        await ctx.step("set")
+
+        def changed(current: Guest) -> Guest:
+            spec = msgspec.structs.replace(current.spec, disks=disks, **named)
+            return msgspec.structs.replace(current, spec=spec)
+
+        # In one transaction with the volumes: all that was asked for, or nothing.
+        guest = (
+            await self.rooms.documents.guests.update(guest.id, changed, extra_ops=ops)
         ).doc
         return {"pending": list(pending_changes(guest))}
 
-    async def _add_nvram(self, ctx: JobContext, guest: Guest) -> None:
-        """A guest made for BIOS has no volume for the firmware's variables yet."""
+    async def _nvram(self, ctx: JobContext, guest: Guest, ops: list[Op]) -> Disk:
+        """A guest made for BIOS has no volume for the firmware's variables yet.
+
+        :param ops: gets what makes the volume durable.
+        """
         ids = await ctx.step("nvram", volume=new_id)
         volume = await create_nvram(self.rooms, ids["volume"], guest.name)
-        volumes = self.rooms.documents.volumes
-        if await volumes.get(volume.id) is None:
-            await self.rooms.documents.guests.update(
-                guest.id,
-                lambda g: _with_disks(g, (*g.spec.disks, nvram_disk(volume))),
-                extra_ops=[volumes.put_op(volume, expect=ABSENT)],
-            )
+        ops.append(self.rooms.documents.volumes.put_op(volume, expect=ABSENT))
+        return nvram_disk(volume)
 
-    async def _grow(self, ctx: JobContext, guest: Guest, size: int) -> None:
-        """Grow the root disk. The file first, then the documents: a file that is larger than its
-        document says is harmless, and running this again ends the work."""
+    async def _grow(self, ctx: JobContext, guest: Guest, size: int, ops: list[Op]) -> int:
+        """Grow the root disk's file; answers its new size. A file that is larger than its document
+        says is harmless, and running this again ends the work.
+
+        :param ops: gets what makes the size durable.
+        """
         root = next((disk for disk in guest.spec.disks if disk.name == "root"), None)
         if root is None:
             raise InvalidInput(
@@ -114,25 +123,11 @@ class SetGuest(GuestOperation[SetParams]):
             )
         await ctx.step("grow", volume=root.volume)
         size = -(-size // 65536) * 65536
-        volume = (await self.rooms.documents.volumes.require(root.volume)).doc
-        await self.rooms.pool.grow(volume, size)
-        await self.rooms.documents.volumes.update(
-            volume.id, lambda v: msgspec.structs.replace(v, size=size)
-        )
-        await self.rooms.documents.guests.update(
-            guest.id,
-            lambda g: _with_disks(
-                g,
-                tuple(
-                    msgspec.structs.replace(disk, size=size) if disk.name == "root" else disk
-                    for disk in g.spec.disks
-                ),
-            ),
-        )
-
-
-def _with_disks(guest: Guest, disks: tuple[object, ...]) -> Guest:
-    return msgspec.structs.replace(guest, spec=msgspec.structs.replace(guest.spec, disks=disks))
+        volume = await self.rooms.documents.volumes.require(root.volume)
+        await self.rooms.pool.grow(volume.doc, size)
+        grown = msgspec.structs.replace(volume.doc, size=size)
+        ops.append(self.rooms.documents.volumes.put_op(grown, expect=volume.revision))
+        return size
 
 
 class RenameParams(GuestParams, kw_only=True, frozen=True):

@@ -179,11 +179,9 @@ async def run(
             if shutdown_guests:
                 await stop_guests(house, stop)
                 return
-            await serve(house, passed or bind(folders.socket, folders.mode), say, stop)
+            await serve(house, folders, passed, say, stop)
         finally:
             say.stopping()
-            if passed is None:
-                folders.socket.unlink(missing_ok=True)
             await boot.close()
             await housekeeping.close()
             await jobs.close()
@@ -194,14 +192,24 @@ async def run(
                 await live.close()
 
 
-async def serve(house: House, listener: socket.socket, say: SayReady, stop: asyncio.Event) -> None:
-    """Answer requests until `stop` is set."""
-    server = ApiServer(house, listener)
-    await server.start()
-    say.ready()
-    await stop.wait()
-    say.stopping()
-    await server.stop()
+async def serve(
+    house: House,
+    folders: Folders,
+    passed: socket.socket | None,
+    say: SayReady,
+    stop: asyncio.Event,
+) -> None:
+    """Answer requests until `stop` is set. :param passed: see `run`."""
+    listener = passed or bind(folders.socket, folders.mode)
+    try:
+        server = ApiServer(house, listener)
+        await server.start()
+        say.ready()
+        await stop.wait()
+        await server.stop()
+    finally:
+        if passed is None:
+            folders.socket.unlink(missing_ok=True)
 
 
 async def stop_guests(house: House, stop: asyncio.Event) -> None:

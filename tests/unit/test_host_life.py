@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from guesthouse.cli.change import parse_change
 from guesthouse.errors import InvalidInput
-from guesthouse.model.guest import Autostart, BootPath, Guest, GuestStatus, LaunchRecord, check_spec
+from guesthouse.model.guest import (
+    Autostart,
+    BootPath,
+    Guest,
+    GuestStatus,
+    LaunchRecord,
+    ShutdownAction,
+    check_spec,
+)
+from guesthouse.model.host import Capability
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import parse_seconds
 from guesthouse.operations.hosting import ran_before, stop_groups, wants_start
 
+from .cli_room import Room, make_room
 from .fake_house import make_guest
 
 S = GuestState
+
+
+@pytest.fixture
+def guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Room]:
+    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def names(guests: list[Guest]) -> list[str]:
@@ -149,3 +168,35 @@ def test_guests_stop_in_the_reverse_order_equal_ones_together() -> None:
     ]
     assert [names(group) for group in stop_groups(guests)] == [["late"], ["app", "web"], ["db"]]
     assert stop_groups([]) == []
+
+
+def test_info_says_what_is_unusual(guest: Room) -> None:
+    guest.house.add(
+        "db",
+        autostart=Autostart.ON,
+        autostart_order=10,
+        autostart_delay=20.0,
+        shutdown_action=ShutdownAction.LEAVE,
+    )
+    said = guest("info", "db").out
+    assert "always, order 10, then 20 s" in said
+    assert "leave it" in said
+    assert "Autostart" not in guest("info", "web").out
+
+
+def test_a_time_without_guests_to_stop_is_a_mistake(guest: Room) -> None:
+    said = guest("daemon", "stop", "--timeout", "5")
+    assert (said.code, said.out) == (2, "")
+    assert "--timeout is for --guests" in said.err
+    assert guest("daemon", "stop", "--guests=often").code == 2
+    assert guest("daemon", "stop", "--guests", "--timeout", "-1").code == 2
+
+
+def test_doctor_tells_of_lingering(guest: Room) -> None:
+    guest.house.capabilities += (
+        Capability(
+            name="linger", available=False, reason="Guests end.", cure="loginctl enable-linger"
+        ),
+    )
+    said = guest("doctor").out
+    assert "cure: loginctl enable-linger" in said

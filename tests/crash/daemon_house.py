@@ -189,6 +189,12 @@ class CrashHouse(House):
         database.close()
         return rows
 
+    def forget(self, *keys: str) -> None:
+        """Take entries out of the database, while no daemon runs."""
+        with sqlite3.connect(self.folders.database) as database:
+            database.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in keys])
+        database.close()
+
     def quick(self) -> Snapshot:
         """Documents, processes, and which files the pool has."""
         now = Snapshot()

@@ -63,7 +63,7 @@ def record(house: CrashHouse, name: str) -> dict[Point, bool]:
         if point["job"] == job.id
     }
     assert len(found) >= 4, found
-    check(house, name, lambda now: "" if verb.complete(now, trial) else "it is not complete")
+    check(house, name, lambda now: "" if verb.complete(now, trial) else "it is not complete", verb)
     tidy(house, trial)
     return found
 
@@ -100,7 +100,7 @@ def strike(house: CrashHouse, case: Case) -> Row:
             sure=verb.sure,
         )
 
-    check(house, str(case), judged)
+    check(house, str(case), judged, verb)
     result = result_of(newest(house.quick(), before, verb))
     tidy(house, trial)
     return Row(case, result)
@@ -121,12 +121,13 @@ def dead(now: Snapshot, trial: Trial) -> bool:
     return guest is not None and guest.state.value in {"stopped", "failed"}
 
 
-def check(house: CrashHouse, what: str, judged: Callable[[Snapshot], str]) -> None:
+def check(house: CrashHouse, what: str, judged: Callable[[Snapshot], str], verb: Verb) -> None:
     """The operation happened or not; after a collection nothing is wrong anywhere.
 
     What happens by itself (an end that is noticed, a keeper that comes back) is waited for.
     """
     persistent(lambda: [found] if (found := judged(house.quick())) else [], what)
+    verb.mend(house)
     house.do(house.client.collect())
 
     def wrong() -> list[str]:

@@ -46,6 +46,7 @@ class Verb(NamedTuple):
 
     :ivar sure: nobody asks for it, and it must happen whatever the fault.
     :ivar complete: whether it has happened. :ivar untouched: whether it has left no trace.
+    :ivar mend: what people do after it failed in the middle, where that is allowed.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Verb(NamedTuple):
     complete: Callable[[Snapshot, Trial], bool]
     untouched: Callable[[Snapshot, Trial], bool]
     sure: bool = False
+    mend: Callable[[CrashHouse], object] = lambda house: None
 
 
 # --- preparing ------------------------------------------------------------------------------------
@@ -128,6 +130,24 @@ def no_micro(house: CrashHouse) -> Trial:
 def with_micro(house: CrashHouse) -> Trial:
     house.do(house.client.build_image("micro"))
     return Trial()
+
+
+def forgotten(house: CrashHouse) -> Trial:
+    """A guest that the database does not know any more; the copies of its documents are there."""
+    trial = known(house, house.launch("crash/disk", start=False))
+    assert trial.was is not None
+    ids = [trial.was.id, *(disk.volume for disk in trial.was.spec.disks)]
+    copies = house.folders.pool / "documents"
+    until(lambda: all(list(copies.glob(f"*/{id}.json")) for id in ids), say="copies")
+    house.kill()
+    house.forget(
+        *(f"guests/{id}" for id in ids),
+        *(f"volumes/{id}" for id in ids),
+        f"names/guests/{trial.was.name}",
+        f"numbers/guests/{trial.was.number:06}",
+    )
+    house.start()
+    return trial
 
 
 def litter(house: CrashHouse) -> Trial:
@@ -316,8 +336,13 @@ VERBS: dict[str, Verb] = {
         both(same_process, state_is("running")),
         both(same_process, state_is("paused")),
     ),
+    # A guest that was booted by its kernel gets a new process for its own boot loader.
     "reset": Verb(
-        "guest.reset", running, lambda h, t: h.client.reset(t.name), same_process, same_process
+        "guest.reset",
+        running,
+        lambda h, t: h.client.reset(t.name),
+        either(same_process, runs_anew),
+        same_process,
     ),
     "power-button": Verb(
         "guest.power-button",
@@ -413,6 +438,15 @@ VERBS: dict[str, Verb] = {
         lambda h, t: h.client.remove_image("micro"),
         negated(has_micro),
         has_micro,
+    ),
+    # Half a recovery is no loss: asked for again, it brings back the rest.
+    "recover": Verb(
+        "house.recover",
+        forgotten,
+        lambda h, t: h.client.recover(),
+        unchanged,
+        anything,
+        mend=lambda h: h.do(h.client.recover()),
     ),
     "collect": Verb(
         "storage.collect",

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
@@ -109,12 +109,16 @@ async def server_times(server: ApiServer) -> tuple[list[float], int]:
     return times, size
 
 
-def told(name: str, times: list[float]) -> None:
-    middle, best = statistics.median(times) * 1000, min(times) * 1000
-    print(f"{name}: median {middle:.2f} ms, best {best:.2f} ms of {len(times)}")
+class Measured(NamedTuple):
+    """Seconds of each round. :ivar size: bytes of the answer. :ivar memory: MiB of this process."""
+
+    server: list[float]
+    exchange: list[float]
+    size: int
+    memory: int
 
 
-async def main(count: int) -> None:
+async def measure(count: int) -> Measured:
     folder = Path(tempfile.mkdtemp(prefix="gh-"))
     try:
         house = await open_house(folder)
@@ -125,22 +129,33 @@ async def main(count: int) -> None:
         server = ApiServer(house, listener)
         await server.start()
         times, size = await server_times(server)
-        print(f"{count} guests, {size / 1e6:.2f} MB of JSON")
-        told("server time", times)
         client = await asyncio.to_thread(
             subprocess.run,
-            [sys.executable, "-I", "-c", CLIENT, path, str(ROUNDS)],
+            [sys.executable, "-I", "-c", CLIENT, str(path), str(ROUNDS)],
             check=True,
             capture_output=True,
             text=True,
         )
-        told("whole exchange", [float(word) for word in client.stdout.split()])
-        print(f"memory of this process: {psutil.Process().memory_info().rss >> 20} MiB")
+        memory = psutil.Process().memory_info().rss >> 20
         await server.stop()
         await house.close()
     finally:
         shutil.rmtree(folder)
+    return Measured(times, [float(word) for word in client.stdout.split()], size, memory)
+
+
+def told(name: str, times: list[float]) -> None:
+    middle, best = statistics.median(times) * 1000, min(times) * 1000
+    print(f"{name}: median {middle:.2f} ms, best {best:.2f} ms of {len(times)}")
+
+
+def main(count: int) -> None:
+    measured = asyncio.run(measure(count))
+    print(f"{count} guests, {measured.size / 1e6:.2f} MB of JSON")
+    told("server time", measured.server)
+    told("whole exchange", measured.exchange)
+    print(f"memory of this process: {measured.memory} MiB")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

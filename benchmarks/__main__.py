@@ -1,0 +1,48 @@
+"""What we claim, measured: `python -m benchmarks start`.
+
+Raw QEMU with the same devices is always measured beside it; libvirt is when it answers (see
+`python -m benchmarks.libvirt`). Ends with 1 when a budget is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.figures import table
+from benchmarks.start import PARTS, QUICK, Size, measure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    families = parser.add_subparsers(required=True, metavar="FAMILY")
+    start = families.add_parser("start", help="start, agent, kill, list, and a house that is idle")
+    start.add_argument("--json", type=Path, metavar="FILE", help="write all samples there as well")
+    start.add_argument("--quick", action="store_true", help="few rounds: whether it works at all")
+    start.add_argument(
+        "--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}"
+    )
+    options = parser.parse_args()
+
+    before = machine.load()
+    figures = measure(
+        QUICK if options.quick else Size(),
+        options.only or list(PARTS),
+        lambda what: print(f"… {what}", file=sys.stderr),
+    )
+    facts = {**machine.facts(), "load before": before, "load after": machine.load()}
+    for name, text in facts.items():
+        print(f"{name}: {text}")
+    print()
+    print(table(figures))
+    if options.json:
+        answer = {"machine": facts, "figures": [figure.as_json() for figure in figures]}
+        options.json.write_text(json.dumps(answer, indent=2) + "\n")
+    return 1 if any(figure.met() is False for figure in figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

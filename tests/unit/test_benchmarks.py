@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,25 +10,26 @@ import pytest
 from benchmarks.figures import OURS, Budget, Figure, table
 from benchmarks.raw import raw_argv
 
-RECORDED = (
-    "prlimit --core=0:0 -- setpriv --no-new-privs -- /usr/bin/qemu -name guest=m1 -S"
-    " -object memory-backend-file,id=ram,size=134217728,mem-path=/proc/self/fd/8,share=on"
-    " -add-fd fd=11,set=1,opaque=disk0.0 -add-fd fd=12,set=1,opaque=disk0.0w"
-    " -add-fd fd=13,set=2,opaque=disk0.1 -kernel /proc/self/fd/9 -append rdinit=/init"
-    " -chardev socket,id=qmp,fd=3,server=on,wait=off"
-    ' -blockdev {"filename":"/dev/fdset/2"} -blockdev {"filename":"/dev/fdset/1"}'
-).split()
+RECORDED = shlex.split(
+    """prlimit --core=0:0 -- setpriv --no-new-privs -- /usr/bin/qemu -name guest=m1 -S
+    -object memory-backend-file,id=ram,size=134217728,mem-path=/proc/self/fd/8,share=on
+    -add-fd fd=11,set=1,opaque=disk0.0 -add-fd fd=12,set=1,opaque=disk0.0w
+    -add-fd fd=13,set=2,opaque=disk0.1 -kernel /proc/self/fd/9 -append rdinit=/init
+    -chardev socket,id=qmp,fd=3,server=on,wait=off
+    -blockdev '{"filename":"/dev/fdset/2"}' -blockdev '{"filename":"/dev/fdset/1"}'"""
+)
 OPENED = {"kernel": "/k", "disk0.0": "/top", "disk0.0w": "/top", "disk0.1": "/base"}
 
 
 def test_raw_command_has_paths_for_every_descriptor() -> None:
     argv = raw_argv(RECORDED, Path("/r"), OPENED.__getitem__, paused=True)
-    assert argv == (
-        "/usr/bin/qemu -name guest=m1 -S"
-        " -object memory-backend-memfd,id=ram,size=134217728,share=on"
-        " -kernel /k -append rdinit=/init -chardev socket,id=qmp,path=/r/qmp.sock,server=on,wait=off"
-        ' -blockdev {"filename":"/base"} -blockdev {"filename":"/top"}'
-    ).split(" ")
+    assert argv == shlex.split(
+        """/usr/bin/qemu -name guest=m1 -S
+        -object memory-backend-memfd,id=ram,size=134217728,share=on
+        -kernel /k -append rdinit=/init
+        -chardev socket,id=qmp,path=/r/qmp.sock,server=on,wait=off
+        -blockdev '{"filename":"/base"}' -blockdev '{"filename":"/top"}'"""
+    )
 
 
 def test_raw_command_runs_at_once_unless_paused() -> None:

@@ -79,9 +79,7 @@ class SetGuest(GuestOperation[SetParams]):
             return msgspec.structs.replace(current, spec=spec)
 
         # In one transaction with the volumes: all that was asked for, or nothing.
-        guest = (
-            await self.rooms.documents.guests.update(guest.id, changed, extra_ops=ops)
-        ).doc
+        guest = (await self.rooms.documents.guests.update(guest.id, changed, extra_ops=ops)).doc
         return {"pending": list(pending_changes(guest))}
 
     async def _nvram(self, ctx: JobContext, guest: Guest, ops: list[Op]) -> Disk:

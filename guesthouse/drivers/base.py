@@ -171,6 +171,13 @@ class Driver(Protocol):
         """
         ...
 
+    async def end(self, guest: Guest) -> bool:
+        """Kill the process that `find` finds, though nobody may follow it; whether there was one.
+
+        Its end is for the caller to record.
+        """
+        ...
+
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         """Run keys of processes of ours that belong to none of `guests`' incarnations."""
         ...

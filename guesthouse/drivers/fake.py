@@ -144,6 +144,13 @@ class FakeDriver:
         incarnation = int(process.key.rpartition(".")[2])
         return _record(guest, guest.spec.boot, incarnation, process.pid, self.boot)
 
+    async def end(self, guest: Guest) -> bool:
+        self.check("end")
+        alive = next((process for process in self._alive() if process.guest == guest.id), None)
+        if alive is not None:
+            self._kill(alive)
+        return alive is not None
+
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         self.check("stray")
         known = {guest.run_key for guest in guests}
@@ -153,10 +160,7 @@ class FakeDriver:
         self.check("end_stray")
         process = FakeProcess(self._folder, run_key)
         if process.exists and process.exit is None:
-            process.end(Exit("killed", "The guest's process was killed."))
-            running = self._running.get(run_key)
-            if running is not None:
-                running.ended()
+            self._kill(process)
 
     # --- within ---------------------------------------------------------------------------------
 
@@ -170,6 +174,12 @@ class FakeDriver:
                         holder=process.guest,
                         host_port=port.host_port,
                     )
+
+    def _kill(self, process: FakeProcess) -> None:
+        process.end(Exit("killed", "The guest's process was killed."))
+        running = self._running.get(process.key)
+        if running is not None:
+            running.ended()
 
     def gone(self, key: str) -> None:
         self._running.pop(key, None)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import ClassVar, TypeVar
 
 from guesthouse.drivers.base import Exit, Running
-from guesthouse.errors import EngineError, GuesthouseError, LaunchFailed, NotFound
+from guesthouse.errors import Conflict, EngineError, GuesthouseError, LaunchFailed, NotFound
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
@@ -121,11 +121,8 @@ class Stop(GuestOperation[StopParams]):
 async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopParams) -> str:
     """Bring a guest down. Answers how it went, as a phrase for people."""
     live = rooms.live.get(guest.id)
-    if live is None:  # failed, or ended by itself a moment ago: only the record is to be settled
-        await rooms.documents.guests.update(
-            guest.id, lambda g: end_status(g, S.STOPPED, params.cause, f"stopped {params.by}")
-        )
-        return "it had ended already"
+    if live is None:
+        return await _stop_unfollowed(rooms, guest, params)
     await ctx.step("stop")
     how, reason = "", "killed"
     if not params.force:
@@ -150,6 +147,28 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
         return end_status(current, S.STOPPED, reason, f"stopped {params.by}: {how}")
 
     await ctx.insist(lambda: rooms.documents.guests.update(guest.id, stopped))
+    return how
+
+
+async def _stop_unfollowed(rooms: Rooms, guest: Guest, params: StopParams) -> str:
+    """A guest that ended a moment ago, or whose process could not be taken up: it may live on.
+
+    :raise Conflict: it does, nobody can ask it to power off, and it shall not be killed.
+    """
+    if not (params.force or params.with_host) and await rooms.driver.find(guest) is not None:
+        raise Conflict(
+            f"Guest {guest.name!r} runs, but cannot be asked to power off:"
+            f" {guest.status.message or 'its process is not followed'}",
+            hint=f"Power it off from inside, or kill it: guest stop --force {guest.name}",
+            guest=guest.name,
+            state=guest.state.value,
+        )
+    killed = await rooms.driver.end(guest)
+    how = "killed: it could not be asked" if killed else "it had ended already"
+    reason = params.cause if params.with_host or not killed else "killed"
+    await rooms.documents.guests.update(
+        guest.id, lambda g: end_status(g, S.STOPPED, reason, f"stopped {params.by}: {how}")
+    )
     return how
 
 
@@ -247,6 +266,7 @@ class Press(GuestOperation[GuestParams]):
         await ctx.step("press")
         await self.press(live.running)
         await ctx.insist(lambda: self.rooms.documents.guests.update(guest.id, self.pressed))
+        live.unrecorded = None  # what the full disk did not take is out of date now
 
     @abstractmethod
     async def press(self, running: Running) -> None: ...

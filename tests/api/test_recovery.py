@@ -24,6 +24,7 @@ from guesthouse.model.reports import (
     Finding,
     FindingKind,
     StartRequest,
+    StopRequest,
     UndeleteRequest,
 )
 from guesthouse.model.states import GuestState
@@ -284,6 +285,39 @@ async def test_a_guest_that_cannot_be_taken_up_is_unobserved(street: Street) -> 
     await recover(house)
     guest = house.view.guest("web")
     assert (guest.state, guest.status.pid is None) == (S.UNOBSERVED, False)
+
+
+async def unobserved(street: Street) -> ApiHouse:
+    """A house whose guest `web` runs and could not be taken up."""
+    await street.house.guest("web")
+    house = await street.lose()
+    house.driver.fail("attach", KeeperUnavailable("The keeper is away."))
+    await recover(house)
+    assert house.view.guest("web").state is S.UNOBSERVED
+    assert await house.driver.stray([])
+    return house
+
+
+async def test_an_unobserved_guest_is_killed_only_if_that_is_asked(street: Street) -> None:
+    house = await unobserved(street)
+    job = await house.ended(await house.stop("web", StopRequest(), "test"))
+    assert job.problem is not None
+    assert "cannot be asked" in job.problem.message
+    assert await house.driver.stray([])
+    job = await house.ended(await house.stop("web", StopRequest(force=True), "test"))
+    assert job.state is JobState.DONE, job.problem
+    guest = house.view.guest("web")
+    assert (guest.state, guest.status.reason, guest.status.pid) == (S.STOPPED, "killed", None)
+    assert await house.driver.stray([]) == []
+
+
+@pytest.mark.parametrize("now", [True, False])
+async def test_an_unobserved_guest_is_removed_with_its_process(street: Street, now: bool) -> None:
+    house = await unobserved(street)
+    request = DeleteRequest(force=True, now=now)
+    job = await house.ended(await house.delete_guest("web", request, "test"))
+    assert job.state is JobState.DONE, job.problem
+    assert await house.driver.stray([]) == []
 
 
 async def test_garbage_collection_waits_for_the_recovery(street: Street) -> None:

@@ -327,6 +327,20 @@ async def test_a_process_is_found_without_its_record(house: DriverHouse) -> None
     assert await house.driver.find(launched(guest, record)) is None
 
 
+async def test_a_process_that_nobody_follows_is_ended(house: DriverHouse) -> None:
+    guest, other = make_guest(), make_guest(name="other", number=2)
+    assert await house.driver.end(guest) is False
+    running = await start(house, guest)
+    bystander = await start(house, other)
+    await running.detach()
+    await house.again()
+    document = launched(guest, running.record)
+    assert await house.driver.end(document) is True
+    assert await house.driver.find(document) is None
+    assert await house.driver.end(document) is False
+    assert await house.driver.find(launched(other, bystander.record)) is not None
+
+
 async def test_strays_are_found_and_ended(house: DriverHouse) -> None:
     guest = make_guest()
     running = await start(house, guest, 3)

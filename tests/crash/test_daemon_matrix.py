@@ -179,8 +179,6 @@ APART = {
     # They do nothing by themselves but submit starts and stops of all guests, the bystander too.
     "host.start-guests",
     "host.stop-guests",
-    # It brings back a house whose database is gone: tests/e2e/test_recover.py.
-    "house.recover",
 }
 
 SEED = 20261124

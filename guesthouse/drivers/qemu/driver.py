@@ -154,6 +154,13 @@ class QemuDriver:
             return found_record(guest, incarnation, process.pid, process.start_ticks)
         return None
 
+    async def end(self, guest: Guest) -> bool:
+        found = await self.find(guest)
+        if found is None:
+            return False
+        await self._end(found.pid, found.pid_start)
+        return True
+
     async def stray(self, guests: Sequence[Guest]) -> list[str]:
         known = {guest.run_key for guest in guests}
         client = await self._keeper.client()

@@ -273,6 +273,12 @@ class LaunchFailed(EngineError):
     code, title = "launch-failed", "Guest did not start"
 
 
+class MonitorLost(EngineError):
+    """The monitor's connection broke: QEMU has ended, or it does not answer any more."""
+
+    code, title = "monitor-lost", "Engine does not answer"
+
+
 class QmpFailed(EngineError):
     """The running QEMU refused a command."""
 

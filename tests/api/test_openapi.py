@@ -61,6 +61,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         POST /v1/daemon/stop | GET /v1/guests/{ref}/usage | GET /v1/usage | GET /v1/checkup
         GET /v1/openapi.json | GET /v1/trash | POST /v1/trash/{ref}/undelete
         DELETE /v1/trash/{ref} | GET /v1/recovery | POST /v1/recovery | GET /v1/support-bundle
+        POST /v1/images-import | POST /v1/uploads | GET /v1/uploads/{upload}
+        PUT /v1/uploads/{upload} | DELETE /v1/uploads/{upload}
     """
     wanted = {line.strip() for line in expected.replace("\n", "|").split("|") if line.strip()}
     assert {f"{m.upper()} {path}" for path, m, _ in _operations(described)} == wanted

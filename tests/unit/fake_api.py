@@ -224,9 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
                 del house.uploads[upload]
                 self._send(204, b"")
             case ["POST", "images-import"]:
-                self._job("image.import", None)
-                if "image.import:later" not in house.fail:
+                if not house.fail.keys() & {"image.import", "image.import:later"}:
                     house.images.append(imported(body, len(house.uploads.pop(body["upload"]))))
+                self._job("image.import", None)
             case ["POST", "images"]:
                 self._job("image.build", None)
             case ["GET", "images", *name]:

@@ -31,8 +31,15 @@ from guesthouse.drivers.qemu.opening import (
 from guesthouse.drivers.qemu.plan import Plan, make_plan
 from guesthouse.drivers.qemu.publishing import Publisher, network_of
 from guesthouse.drivers.qemu.running import QemuRunning
-from guesthouse.drivers.qemu.session import CONNECT_SECONDS, Disconnected
-from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, LaunchFailed, NotFound
+from guesthouse.drivers.qemu.session import CONNECT_SECONDS
+from guesthouse.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GuesthouseError,
+    LaunchFailed,
+    MonitorLost,
+    NotFound,
+)
 from guesthouse.host.firmware import find_ovmf
 from guesthouse.host.keeper_client import (
     AdoptRequest,
@@ -137,7 +144,7 @@ class QemuDriver:
         running = self._running(guest, launch, process, resources, key)
         try:
             await running.connect(_ATTACH_SECONDS)
-        except (Disconnected, DeadlineExceeded) as error:
+        except (MonitorLost, DeadlineExceeded) as error:
             # It lives and does not answer: the connection is tried again in the background.
             log.warning("guest %s: %s", guest.name, error)
         running.begin()
@@ -242,7 +249,7 @@ class QemuDriver:
             running.begin()
         except BaseException as error:
             await asyncio.shield(running.detach())
-            if isinstance(error, Disconnected | NotFound):
+            if isinstance(error, MonitorLost | NotFound):
                 raise await self._early_end(key) from None
             if isinstance(error, DeadlineExceeded):
                 raise LaunchFailed(error.message, hint=error.hint) from error

@@ -15,10 +15,17 @@ from guesthouse.drivers.qemu import exits, screenshot
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import QMP_SOCKET, remove_sockets
 from guesthouse.drivers.qemu.publishing import Publisher
-from guesthouse.drivers.qemu.session import Disconnected, Session
+from guesthouse.drivers.qemu.session import Session
 from guesthouse.drivers.qemu.states import NEEDS_RESET, state_of, translate
 from guesthouse.drivers.qemu.vnc import VncDoor
-from guesthouse.errors import DeadlineExceeded, GuesthouseError, InvalidInput, NotFound, QmpFailed
+from guesthouse.errors import (
+    DeadlineExceeded,
+    GuesthouseError,
+    InvalidInput,
+    MonitorLost,
+    NotFound,
+    QmpFailed,
+)
 from guesthouse.host.process import ProcessHandle
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import LaunchRecord
@@ -152,7 +159,7 @@ class QemuRunning:
         if self._end.done():
             raise self._gone()
         if self._session is None:
-            raise Disconnected(
+            raise MonitorLost(
                 "The engine's monitor does not answer at the moment.",
                 hint="It is tried again; 'guest stop --force' needs no monitor.",
             )
@@ -165,7 +172,7 @@ class QemuRunning:
         """What `doing` answers; a broken connection of a process that ends is its end."""
         try:
             return await doing
-        except Disconnected:
+        except MonitorLost:
             if await self._lives():
                 raise
             raise self._gone() from None

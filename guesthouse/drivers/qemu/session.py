@@ -11,7 +11,7 @@ from typing import Any
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import Runstate
 
-from guesthouse.errors import DeadlineExceeded, EngineError, QmpFailed
+from guesthouse.errors import DeadlineExceeded, MonitorLost, QmpFailed
 
 CONNECT_SECONDS = 30.0
 """QEMU greets within 0.1 s; a host that swaps may need long."""
@@ -21,12 +21,6 @@ COMMAND_SECONDS = 60.0
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-
-
-class Disconnected(EngineError):
-    """The monitor's connection broke: QEMU has ended, or it does not answer any more."""
-
-    code, title = "monitor-lost", "Engine does not answer"
 
 
 class _Tap(EventListener):
@@ -68,7 +62,7 @@ class Session:
         """Connect, greet and negotiate. `on_event` gets each event's name and data; it may not
         raise nor wait.
 
-        :raise Disconnected: nobody listens, or QEMU ended meanwhile.
+        :raise MonitorLost: nobody listens, or QEMU ended meanwhile.
         :raise DeadlineExceeded: no greeting within `timeout` seconds: QEMU hangs, or another
             client holds the monitor.
         """
@@ -85,7 +79,7 @@ class Session:
             ) from None
         except (QMPError, OSError, EOFError) as error:
             await _abandon(client)
-            raise Disconnected(f"The engine's monitor cannot be reached: {error}.") from error
+            raise MonitorLost(f"The engine's monitor cannot be reached: {error}.") from error
         except BaseException:
             await _abandon(client)
             raise
@@ -94,7 +88,7 @@ class Session:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """One command; what it returned.
 
-        :raise QmpFailed: it was refused; with QEMU's words. :raise Disconnected:
+        :raise QmpFailed: it was refused; with QEMU's words. :raise MonitorLost:
         :raise DeadlineExceeded: no answer within COMMAND_SECONDS.
         """
         try:
@@ -109,7 +103,7 @@ class Session:
                 f"The engine did not answer {command!r} within {COMMAND_SECONDS:g} seconds."
             ) from None
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
-            raise Disconnected(f"The engine ended or hung up during {command!r}.") from error
+            raise MonitorLost(f"The engine ended or hung up during {command!r}.") from error
 
     async def pass_fd(
         self, fd: int, command: str, arguments: Mapping[str, object] | None = None
@@ -120,7 +114,7 @@ class Session:
             try:
                 self._client.send_fd_scm(fd)
             except (OSError, AssertionError, QMPError) as error:
-                raise Disconnected(f"The engine hung up before {command!r}.") from error
+                raise MonitorLost(f"The engine hung up before {command!r}.") from error
             return await self.execute(command, arguments)
 
     async def human(self, line: str) -> str:

@@ -17,10 +17,10 @@ from guesthouse.drivers.base import (
     Exit,
 )
 from guesthouse.drivers.qemu.opening import QMP_SOCKET
-from guesthouse.errors import LaunchFailed, QmpFailed
+from guesthouse.errors import DeadlineExceeded, LaunchFailed, QmpFailed
 from guesthouse.guestos.agent import Agent
 from guesthouse.host.keeper_client import KeeperClient
-from guesthouse.host.process import is_alive
+from guesthouse.host.process import ProcessHandle, is_alive
 from guesthouse.model.guest import BootPath, OnPanic
 from tests.contract.driver_house import (
     MEBIBYTE,
@@ -206,6 +206,22 @@ async def test_keeper_killed_while_no_daemon_was_there(house: DriverHouse) -> No
     assert keys == [f"{guest.id}.1"]
     await found.kill()
     assert (await ended(found)).reason in {"killed", "unknown"}
+
+
+async def test_keeper_with_nothing_to_keep_ends_with_its_daemon(house: DriverHouse) -> None:
+    guest = micro_guest()
+    running = await launch(house, guest)
+    assert house.keeper is not None
+    keeper = ProcessHandle.open((await house.keeper.client()).pid)
+    await running.detach()
+    await house.keeper.close()
+    with pytest.raises(DeadlineExceeded):
+        await keeper.wait(1.0)  # a guest lives
+    await house.open()
+    await house.driver.end_stray(f"{guest.id}.1")
+    await house.keeper.close()
+    await keeper.wait(SECONDS)
+    await house.open()
 
 
 async def test_lost_monitor_is_connected_again(house: DriverHouse) -> None:

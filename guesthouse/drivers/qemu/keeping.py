@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from guesthouse.errors import GuesthouseError
@@ -78,11 +78,14 @@ class KeeperLink:
             log.debug("no exit record of %s was deleted: %s", key, error)
 
     async def close(self) -> None:
-        """Leave. The keeper and the guests stay."""
+        """Leave. The guests stay, and the keeper with them; one that has nothing to keep ends."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         if self._client is not None:
+            with suppress(GuesthouseError):
+                if not await self._client.fds():
+                    await self._client.quit()  # refused while a guest lives
             self._client.close()
 
     async def _watch(self) -> None:

@@ -13,7 +13,7 @@ from guesthouse.errors import GuesthouseError
 from guesthouse.host import cgroups
 from guesthouse.host.firmware import ROOT, find_ovmf
 from guesthouse.host.probe_kvm import KvmVerdict
-from guesthouse.host.probe_qemu import OLDEST, PROGRAM
+from guesthouse.host.probe_qemu import OLDEST, OVERRIDE, PROGRAM
 from guesthouse.host.spawn import run
 from guesthouse.host.userns import subordinate_range
 from guesthouse.model.host import Capability, QemuBinary
@@ -38,11 +38,20 @@ def install(release: Mapping[str, str], package: str) -> str:
     return f"Install what this distribution calls {package}."
 
 
-def of_qemu(found: QemuBinary | None, problem: str, release: Mapping[str, str]) -> Capability:
-    """:param problem: why `found` is None, where there is a binary that does not run."""
-    cure = install(release, "qemu-system-x86")
+def of_qemu(
+    found: QemuBinary | None, problem: str, release: Mapping[str, str], chosen: str = ""
+) -> Capability:
+    """:param problem: why `found` is None, where there is a binary that does not run.
+
+    :param chosen: what GUESTHOUSE_QEMU says.
+    """
     if found is None:
-        reason = problem or f"{PROGRAM} is not on PATH."
+        if chosen:
+            reason = problem or f"{OVERRIDE} is {chosen!r}, where there is no program to run."
+            cure = f"Correct {OVERRIDE} or unset it, then: guest daemon restart"
+        else:
+            reason = problem or f"{PROGRAM} is not on PATH."
+            cure = install(release, "qemu-system-x86")
         return Capability(name="qemu", available=False, reason=reason, cure=cure)
     if found.version < OLDEST:
         wanted = f"{OLDEST[0]}.{OLDEST[1]}"

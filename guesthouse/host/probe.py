@@ -57,7 +57,7 @@ async def probe(
     release = capabilities.os_release(_text(_OS_RELEASE))
     qemu, verdict, problem = await _engine(cache, refresh=refresh, env=env, kvm=kvm)
     found = [
-        capabilities.of_qemu(qemu, problem, release),
+        capabilities.of_qemu(qemu, problem, release, env.get(probe_qemu.OVERRIDE, "")),
         capabilities.of_kvm(verdict),
         capabilities.of_program("qemu-img", "qemu-img", "qemu-utils", release),
         capabilities.of_ovmf(release),

@@ -138,6 +138,17 @@ async def test_host_without_qemu_is_reported(tmp_path: Path) -> None:
     assert "PATH" in qemu.reason
 
 
+@pytest.mark.parametrize("chosen", ["/nonexistent/qemu", "no-such-qemu"])
+async def test_a_setting_that_leads_nowhere_is_named(tmp_path: Path, chosen: str) -> None:
+    found = await probe(tmp_path, env={"GUESTHOUSE_QEMU": chosen, "PATH": str(tmp_path)})
+    with pytest.raises(QemuMissing) as caught:
+        probe_qemu.require_qemu(found)
+    assert f"GUESTHOUSE_QEMU is '{chosen}'" in caught.value.message
+    assert "PATH" not in caught.value.message
+    assert "GUESTHOUSE_QEMU" in caught.value.hint
+    assert "install" not in caught.value.hint
+
+
 async def test_qemu_that_does_not_run_is_reported(tmp_path: Path) -> None:
     broken = tmp_path / "qemu"
     broken.write_text("#!/bin/sh\necho libfoo.so.3 is missing >&2\nexit 127\n")

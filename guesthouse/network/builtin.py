@@ -101,6 +101,8 @@ class Builtin:
         check_added(await monitor(hostfwd_add(index, port)), port)
 
     async def unpublish(self, guest: str, index: int, port: Publish, monitor: Monitor) -> None:
+        if ":" in port.host_ip:
+            return  # it was never opened here
         check_removed(await monitor(hostfwd_remove(index, port)), port)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
+from guesthouse.drivers.base import Running
 from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, RevisionConflict
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Disk, Nic, Protocol, Publish
@@ -182,7 +185,7 @@ class PublishPort(GuestOperation[PublishParams]):
             return {"port": str(port)}
         live = self.rooms.live.get(guest.id)
         if live is not None:
-            ctx.undo(lambda: live.running.unpublish(0, port))
+            ctx.undo(lambda: close_port(live.running, port))
             if ctx.resumed:  # the attempt before may have opened it
                 await live.running.unpublish(0, port)
             port = await live.running.publish(0, port)
@@ -223,6 +226,12 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
         live = self.rooms.live.get(guest.id)
         if live is not None:
             await live.running.unpublish(0, port)
+
+
+async def close_port(running: Running, port: Publish) -> None:
+    """Close it on the first card; the ports of a process that has ended are closed."""
+    with suppress(NotFound):
+        await running.unpublish(0, port)
 
 
 def _on_host(params: UnpublishParams) -> Publish:

@@ -79,6 +79,8 @@ async def test_it_keeps_the_backend_contract() -> None:
     assert attached.netdev.startswith("user,id=n0,") and attached.fd is None
     await backend.publish("01A", 0, WEB, monitor)
     await backend.unpublish("01A", 0, WEB, monitor)
+    # What it cannot publish is not open.
+    await backend.unpublish("01A", 0, Publish(host_ip="::1", host_port=80, guest_port=80), monitor)
     await backend.detach("01A", 0)
     assert [line.split()[0] for line in lines] == ["hostfwd_add", "hostfwd_remove"]
 

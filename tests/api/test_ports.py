@@ -1,0 +1,29 @@
+"""Ports that are published while the guest runs, and refusals of that."""
+
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+
+from guesthouse.errors import EngineError, NotFound
+from guesthouse.model.job import JobState
+from tests.api.api_house import ApiHouse
+from tests.api.test_writes import WAIT, job_of
+
+
+async def test_nothing_is_left_to_undo_when_the_guest_ended_meanwhile(
+    api: httpx.AsyncClient, house: ApiHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    await house.guest("web")
+    house.driver.fail("publish", EngineError("The monitor's connection broke."))
+    house.driver.fail("unpublish", NotFound("The guest's process has ended."))
+    with caplog.at_level(logging.WARNING):
+        body = {"host_port": 0, "guest_port": 80}
+        job = job_of(await api.post("/v1/guests/web/ports", json=body, params=WAIT))
+    assert job.state is JobState.FAILED
+    assert job.problem is not None
+    assert "connection broke" in job.problem.message
+    assert "undoing" not in caplog.text
+    assert "undoing" not in (await api.get(f"/v1/jobs/{job.id}/log")).text

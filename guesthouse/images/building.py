@@ -9,7 +9,14 @@ from typing import Protocol
 
 import msgspec
 
-from guesthouse.errors import BuildFailed, EngineError, InvalidInput, NoSpace, UnknownImage
+from guesthouse.errors import (
+    BuildFailed,
+    Cancelled,
+    EngineError,
+    InvalidInput,
+    NoSpace,
+    UnknownImage,
+)
 from guesthouse.host import userns
 from guesthouse.images import build as builders
 from guesthouse.images.cache import BuildCache, CacheEntry
@@ -132,7 +139,7 @@ class BuildImage(Operation[BuildParams]):
 
     async def _build(self, ctx: JobContext, request: BuildRequest, key: str) -> CacheEntry:
         folder = await self.cache.begin(key)
-        progress = part(ctx.progress, 0.0, _BUILT)
+        progress = part(_logged(ctx), 0.0, _BUILT)
         try:
             await asyncio.to_thread(
                 require_space, folder, self.space, f"build the image {request.name}"
@@ -148,6 +155,9 @@ class BuildImage(Operation[BuildParams]):
         except BuildFailed as error:
             await self._explain(ctx, folder)
             raise _reason(error, folder, self.space) from error
+        except (Cancelled, asyncio.CancelledError):
+            await self._explain(ctx, folder)
+            raise
         finally:
             await asyncio.shield(userns.remove_tree(folder))
 
@@ -199,6 +209,19 @@ class RemoveImage(Operation[RemoveParams]):
                 f"There is no image {params.image}.", hint="See what there is: guest image ls"
             )
         return {"freed": await self.catalogue.remove(decode_document(document.encode(), Image))}
+
+
+def _logged(ctx: JobContext) -> Progress:
+    """The job's progress, whose stages stand in its log as well, each once."""
+    said = set[str]()
+
+    def report(fraction: float, doing: str) -> None:
+        if doing not in said:
+            said.add(doing)
+            ctx.log(doing)
+        ctx.progress(fraction, doing)
+
+    return report
 
 
 def _reason(error: BuildFailed, folder: Path, needed: int) -> BuildFailed | NoSpace:

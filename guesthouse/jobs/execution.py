@@ -143,8 +143,8 @@ class Execution:
             error = await self._end_well(outcome.result)
             if error is None:
                 return
-        if not isinstance(error, Cancelled):
-            self._record.write_line(f"failed: {error}")
+        how = "cancelled" if isinstance(error, Cancelled) else "failed"
+        self._record.write_line(f"{how}: {error}")
         await self._context.roll_back()
         await self._end_badly(error)
 

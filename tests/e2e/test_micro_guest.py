@@ -66,7 +66,7 @@ def test_copy_in_and_out(house: House, micro: str, tmp_path: Path) -> None:
 
 
 def test_a_port_that_cannot_be_published_live_is_refused_cleanly(house: House, micro: str) -> None:
-    done = house.run("publish", micro, f"[::1]:8022:22", ok=False)
+    done = house.run("publish", micro, "[::1]:8022:22", ok=False)
     assert done.returncode == 2
     assert "IPv6" in done.stderr.decode()
     failed = house.json("job", "ls")[0]

@@ -171,7 +171,9 @@ async def test_too_little_space_is_told_before_building(tmp_path: Path) -> None:
 async def test_a_cancelled_build_leaves_nothing(house: ImageHouse) -> None:
     going = asyncio.Event()
 
-    async def hang(_: Path) -> None:
+    async def hang(into: Path) -> None:
+        with open(into / "build.log", "a") as log:
+            log.write("I: unpacking libc6\n")
         going.set()
         await asyncio.Event().wait()
 
@@ -180,6 +182,12 @@ async def test_a_cancelled_build_leaves_nothing(house: ImageHouse) -> None:
     await going.wait()
     await house.jobs.cancel(job.id)
     assert (await house.jobs.wait(job.id, 120)).state is JobState.CANCELLED
+    assert await house.jobs.log_lines(job.id) == [
+        "building",
+        "the builder began",
+        "I: unpacking libc6",
+        "cancelled: It was cancelled.",
+    ]
     assert files(house.cache.root) == ["locks"]
     assert files(house.pool.layers.folder) == []
     assert not house.view.images

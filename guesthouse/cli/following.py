@@ -50,6 +50,10 @@ def carry_out(house: House, wishes: Sequence[Wish]) -> list[Job]:
             accepted.append((wish.label, wish.submit()))
         except GuesthouseError as error:
             failures.append((wish.label, error))
+        except KeyboardInterrupt:
+            # It may have been accepted, though its answer never came.
+            output.note("interrupted; what was asked for goes on: guest job ls --active")
+            raise
     done: list[Job] = []
     for (label, _), end in zip(accepted, _Watch(house, accepted).ends(), strict=True):
         if isinstance(end, Job):
@@ -149,7 +153,8 @@ class _Watch:
         if self._interrupted:
             for at in left:
                 job = self._jobs[at]
-                output.note(f"{self._labels[at]}: job goes on: guest job show {job.id}")
+                what = "it is being cancelled" if job.may_cancel else f"{job.kind} goes on"
+                output.note(f"{self._labels[at]}: {what}; see: guest job show {job.id}")
             raise click.exceptions.Exit(INTERRUPTED)
         self._interrupted = True
         for at in left:
@@ -159,7 +164,9 @@ class _Watch:
                 if job.may_cancel
                 else f"{job.kind} cannot be cancelled; it goes on"
             )
-            output.note(f"{self._labels[at]}: {what} (Ctrl-C again leaves it to itself)")
+            output.note(
+                f"{self._labels[at]}: {what} (job {job.id}; Ctrl-C again leaves it to itself)"
+            )
             if job.may_cancel:
                 # In a thread: a daemon that hangs must not keep the second Ctrl-C waiting.
                 threading.Thread(target=self._cancel, args=(at, job.id), daemon=True).start()

@@ -76,7 +76,10 @@ def outcome(job: Job) -> Job:
     if job.state is JobState.DONE:
         return job
     if job.problem is not None:
-        raise error_from(msgspec.to_builtins(job.problem))
+        error = error_from(msgspec.to_builtins(job.problem))
+        if isinstance(error, Cancelled) and not error.hint:
+            error.hint = f"What it had done was undone; see: guest job show {job.id}"
+        raise error
     if job.state is JobState.CANCELLED:
         raise Cancelled(f"The job was cancelled: {job.kind} {job.target_name}".rstrip() + ".")
     raise Internal(

@@ -10,7 +10,14 @@ from contextlib import suppress
 from typing import ClassVar, TypeVar
 
 from guesthouse.drivers.base import Exit, Running
-from guesthouse.errors import Conflict, EngineError, GuesthouseError, LaunchFailed, NotFound
+from guesthouse.errors import (
+    Cancelled,
+    Conflict,
+    EngineError,
+    GuesthouseError,
+    LaunchFailed,
+    NotFound,
+)
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
@@ -69,7 +76,10 @@ class Start(GuestOperation[StartParams]):
 async def wait_ready(
     rooms: Rooms, ctx: JobContext, guest: Guest, timeout: float, *, start: float = 0.0
 ) -> None:
-    """Wait for the readiness checks, with progress. Nothing is undone when they do not come."""
+    """Wait for the readiness checks, with progress. Nothing is undone when they do not come.
+
+    :raise NotReady: :raise Cancelled: the guest runs on either way.
+    """
     ctx.keep()
     live = rooms.live.get(guest.id)
     if live is None:
@@ -81,7 +91,16 @@ async def wait_ready(
         done = len(live.progress.passed)
         ctx.progress(start + (1 - start) * done / 5, f"waiting for {waiting or 'the guest'}")
 
-    await live.wait_ready(guest.name, timeout, report)
+    try:
+        await live.wait_ready(guest.name, timeout, report)
+    except asyncio.CancelledError:
+        if not ctx.cancelled.is_set():
+            raise  # the daemon stops
+        raise Cancelled(
+            f"Waiting for guest {guest.name!r} was cancelled. The guest runs on.",
+            hint=f"See how far it is: guest info {guest.name}; end it: guest stop {guest.name}",
+            guest=guest.name,
+        ) from None
 
 
 class StopParams(GuestParams, kw_only=True, frozen=True):

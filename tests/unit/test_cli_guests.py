@@ -450,7 +450,7 @@ def test_bars_on_a_terminal(guest: Room) -> None:
 def test_ctrl_c_cancels_and_says_so(guest: Room) -> None:
     guest.house.hold = True
     process = guest.process("stop", "web")
-    guest.house.only_job()
+    job = guest.house.only_job()
     _wait_for_events(guest)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -458,6 +458,7 @@ def test_ctrl_c_cancels_and_says_so(guest: Room) -> None:
     assert out == b""
     assert b"cancelling guest.stop" in err
     assert b"The job was cancelled." in err
+    assert f"was undone; see: guest job show {job.id}".encode() in err
     assert any(path.endswith("/cancel") for _, path, _ in guest.house.seen)
 
 
@@ -472,6 +473,7 @@ def test_ctrl_c_twice_leaves_what_cannot_be_cancelled(guest: Room) -> None:
     assert process.stderr is not None
     first = process.stderr.readline()
     assert b"cannot be cancelled" in first
+    assert job.id.encode() in first
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -35,12 +35,15 @@ class Wish(NamedTuple):
     submit: Callable[[], Job]
 
 
-def carry_out(house: House, wishes: Sequence[Wish]) -> list[Job]:
+def carry_out(
+    house: House, wishes: Sequence[Wish], done: Callable[[Job], str] | None = None
+) -> list[Job]:
     """Submit all, then follow all to their ends; returns the jobs, all of them done.
 
     A wish that fails does not keep the others from coming true. Its error is printed; after all
     have ended the command leaves with the exit code of the first.
 
+    :param done: the line of the result for a job that is done; printed also when others failed.
     :raise GuesthouseError: the error, when there was one wish only.
     """
     accepted: list[tuple[str, Job]] = []
@@ -54,18 +57,21 @@ def carry_out(house: House, wishes: Sequence[Wish]) -> list[Job]:
             # It may have been accepted, though its answer never came.
             output.note("interrupted; what was asked for goes on: guest job ls --active")
             raise
-    done: list[Job] = []
+    ended: list[Job] = []
     for (label, _), end in zip(accepted, _Watch(house, accepted).ends(), strict=True):
         if isinstance(end, Job):
             try:
-                done.append(outcome(end))
+                ended.append(outcome(end))
             except GuesthouseError as error:
                 failures.append((label, error))
         else:
             failures.append((label, end))
+    if done is not None:
+        for job in ended:
+            output.result(done(job))
     if failures:
         _report(failures, alone=len(wishes) == 1)
-    return done
+    return ended
 
 
 def _report(failures: list[tuple[str, GuesthouseError]], *, alone: bool) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 
 import click
 
-from guesthouse.cli import output
 from guesthouse.cli.command import command, guests_argument, positive
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
@@ -20,8 +19,7 @@ def _each(names: tuple[str, ...], act: Callable[[House, str], Job], done: str) -
     """Do `act` to each guest once, all at the same time, and say what became of them."""
     house = open_house()
     wishes = [Wish(name, partial(act, house, name)) for name in dict.fromkeys(names)]
-    for job in carry_out(house, wishes):
-        output.result(f"{done} {job.target_name or job.target}")
+    carry_out(house, wishes, lambda job: f"{done} {job.target_name or job.target}")
 
 
 force_option = click.option("--force", "-f", is_flag=True, help="Kill it at once.")

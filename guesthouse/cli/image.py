@@ -152,15 +152,19 @@ def _carries(made: ImageView) -> str:
 )
 @yes_option
 def image_rm(names: tuple[str, ...], yes: bool) -> None:
-    """Remove images. Those that guests still lie on are refused."""
+    """Remove images. Those that guests still lie on are refused.
+
+    When one of the names is unknown, nothing is removed.
+    """
     house = open_house()
+    for name in names if len(names) > 1 else ():
+        house.image(name)
     question = f"Remove {', '.join(names)}? To build or import it again takes a while."
     if not output.confirm(question, yes=yes, retry=f"guest image rm --yes {' '.join(names)}"):
         output.note("nothing removed")
         raise click.exceptions.Exit(1)
-    carry_out(house, [Wish(name, partial(house.remove_image, name)) for name in names])
-    for name in names:
-        output.result(f"Removed {name}")
+    wishes = [Wish(name, partial(house.remove_image, name)) for name in names]
+    carry_out(house, wishes, lambda job: f"Removed {job.target_name}")
 
 
 for _command in (image_ls, image_build, image_import, image_info, image_rm):

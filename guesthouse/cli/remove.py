@@ -33,16 +33,20 @@ def rm(names: tuple[str, ...], yes: bool, force: bool, now: bool) -> None:
 
     They go to the trash, from where 'guest undelete' brings them back for 7 days (the setting
     trash_days). Their names are free at once; their disks take space until then.
+
+    When one of the names is unknown, nothing is removed.
     """
     house = open_house()
     names = tuple(dict.fromkeys(names))
+    if yes and len(names) > 1:
+        for name in names:
+            house.guest(name)
     days = 0 if now else house.info().trash_days
     if not yes and not _asked(house, names, force=force, now=now, days=days):
         output.note("nothing removed")
         raise click.exceptions.Exit(1)
     wishes = [Wish(name, partial(house.delete_guest, name, force=force, now=now)) for name in names]
-    for job in carry_out(house, wishes):
-        output.result(_done(job, days))
+    carry_out(house, wishes, lambda job: _done(job, days))
 
 
 def _asked(house: House, names: tuple[str, ...], *, force: bool, now: bool, days: int) -> bool:

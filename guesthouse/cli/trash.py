@@ -121,8 +121,7 @@ def trash_empty(names: tuple[str, ...], yes: bool) -> None:
         output.note("nothing deleted")
         raise click.exceptions.Exit(1)
     wishes = [Wish(guest.name, partial(house.purge, guest.id)) for guest in guests]
-    for job in carry_out(house, wishes):
-        output.result(f"Deleted {job.target_name or job.target}")
+    carry_out(house, wishes, lambda job: f"Deleted {job.target_name or job.target}")
 
 
 def _named(guests: Sequence[GuestView], ref: str) -> GuestView:

@@ -234,8 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if not found:
                     raise NotFound(f"There is no image {'/'.join(name)!r}.")
                 self._json(ImageView.of(found[0]))
-            case ["DELETE", "images", *_]:
-                self._job("image.remove", None)
+            case ["DELETE", "images", *name]:
+                self._job("image.remove", None, of="/".join(name))
             case ["GET", "jobs"]:
                 self._json(list(house.jobs.values()))
             case ["GET", "jobs", ref]:
@@ -282,12 +282,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return job
         raise NotFound(f"There is no job {ref!r}.", hint="See what there is: guest job ls")
 
-    def _job(self, kind: str, guest: Guest | None) -> None:
+    def _job(self, kind: str, guest: Guest | None, *, of: str = "") -> None:
         if kind in self.house.fail:
             raise self.house.fail[kind]
-        job = self.house.submit(kind, guest, **self.house.results.get(kind, {}))
+        job = self.house.submit(
+            kind, guest, **({"of": of} if of else {}) | self.house.results.get(kind, {})
+        )
         if not self.house.hold:
-            failure = self.house.fail.get(f"{kind}:later")
+            one = f"{kind}:{guest.name}" if guest else ""
+            failure = self.house.fail.get(f"{kind}:later") or self.house.fail.get(one)
             self.house.finish(job.id, failure)
         self._json(job, 202)
 

@@ -166,12 +166,12 @@ class FakeHouse:
         self.guests[guest.id] = back
         return back
 
-    def submit(self, kind: str, guest: Guest | None, **rest: Any) -> Job:
+    def submit(self, kind: str, guest: Guest | None, *, of: str = "", **rest: Any) -> Job:
         job = Job(
             id=new_id(),
             kind=kind,
             target=f"guests/{guest.id}" if guest else "",
-            target_name=guest.name if guest else "",
+            target_name=guest.name if guest else of,
             state=JobState.RUNNING,
             created_at=time.time(),
             started_at=time.time(),

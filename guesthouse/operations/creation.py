@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from guesthouse.errors import NameTaken, RevisionConflict, UnknownImage
+from guesthouse.errors import LaunchFailed, NameTaken, RevisionConflict, UnknownImage
 from guesthouse.guestos import nocloud
 from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
@@ -85,10 +85,19 @@ class Launch(GuestOperation[LaunchParams]):
         await forget_cloud_init(self.rooms, guest.id)
         if params.start:
             ctx.progress(0.55, "starting")
-            guest = await launch_guest(self.rooms, ctx, guest)
+            guest = await self._start(ctx, guest)
             if params.wait_ready:
                 await wait_ready(self.rooms, ctx, guest, params.ready_timeout, start=0.6)
         return {"guest": guest.id, "name": guest.name}
+
+    async def _start(self, ctx: JobContext, guest: Guest) -> Guest:
+        try:
+            return await launch_guest(self.rooms, ctx, guest, new=True)
+        except LaunchFailed as error:  # the engine's log goes with the guest
+            for line in str(error.detail.get("stderr", "")).splitlines():
+                ctx.log(line)
+            error.hint = f"The engine's messages are in the job's log: guest job log {ctx.job.id}"
+            raise
 
     async def _image(self, ctx: JobContext, params: LaunchParams) -> Image:
         """The image; its id is journaled so that a second attempt takes the same."""

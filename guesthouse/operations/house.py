@@ -70,6 +70,7 @@ from guesthouse.operations.lifecycle import (
     StopParams,
 )
 from guesthouse.operations.logs import read_log
+from guesthouse.operations.memory import check_total
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.seeding import check_seeding, kept_for_launch
@@ -172,6 +173,7 @@ class House:
                 hint=f"Choose another name, or remove that one: guest rm {name}",
                 name=name,
             )
+        check_total(request.memory, self.facts)
         self._check_image(request.image)
         check_seeding(self.rooms, request)
         for port in request.publish:
@@ -239,6 +241,7 @@ class House:
         return await self._submit("guest.rename", RenameParams, ref, request, requester)
 
     async def set_guest(self, ref: str, request: SetRequest, requester: str) -> Job:
+        check_total(request.memory, self.facts)
         return await self._submit("guest.set", SetParams, ref, request, requester)
 
     async def delete_guest(self, ref: str, request: DeleteRequest, requester: str) -> Job:

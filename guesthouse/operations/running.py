@@ -8,20 +8,17 @@ import time
 import msgspec
 
 from guesthouse.drivers.base import AGENT_SOCKET, SSH_SOCKET, DiskSource, Resources, Running
-from guesthouse.errors import NoMemory
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.keys import ensure_key, public_line
 from guesthouse.guestos.seed import seed_text
 from guesthouse.guestos.ssh import GuestSsh
 from guesthouse.host.folders import prepare_guest
-from guesthouse.host.memory import available
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.guest import BootPath, Guest, GuestStatus
-from guesthouse.model.host import HostFacts
 from guesthouse.model.image import Seed
 from guesthouse.model.states import GuestState, check_transition
-from guesthouse.model.units import format_size
 from guesthouse.operations.live import LiveGuest
+from guesthouse.operations.memory import check_start
 from guesthouse.operations.ports import check_ports
 from guesthouse.operations.rooms import Rooms
 
@@ -65,9 +62,11 @@ async def launch_guest(
     *,
     paused: bool = False,
     booted: bool = False,
+    new: bool = False,
 ) -> Guest:
     """One step of a job: a process for a guest that has none, recorded. Safe to run again.
 
+    :param new: the guest goes again when it cannot be started.
     :param booted: it is known to have booted before, so its own boot loader takes over.
     """
     incarnation = guest.launch.incarnation + 1 if guest.launch else 1
@@ -93,7 +92,7 @@ async def launch_guest(
     ctx.undo(undo)
     guest = (await rooms.documents.guests.update(guest.id, starting)).doc
     await check_ports(rooms, guest)
-    check_memory(guest, rooms.facts())
+    check_start(guest, rooms.facts(), new=new)
     ctx.progress(None, "starting its process")
     running = await rooms.driver.launch(
         guest,
@@ -110,23 +109,6 @@ async def end_unrecorded(rooms: Rooms, guest: Guest, incarnation: int) -> None:
     key = f"{guest.id}.{incarnation}"
     if key in await rooms.driver.stray([guest]):
         await rooms.driver.end_stray(key)
-
-
-def check_memory(guest: Guest, facts: HostFacts) -> None:
-    """A guest that cannot fit is refused; one that may fit is not held back by a guess.
-
-    :raise NoMemory: it wants more than the host has, or far more than is available now.
-    """
-    wanted, free = guest.spec.memory, available()
-    if wanted <= free or (wanted <= facts.memory // 2 and wanted <= free * 2):
-        return
-    raise NoMemory(
-        f"Guest {guest.name!r} wants {format_size(wanted)} of memory; this host has"
-        f" {format_size(facts.memory)}, of which {format_size(free)} are available.",
-        hint=f"Give it less (guest set {guest.name} memory=…), or stop other guests.",
-        wanted=wanted,
-        available=free,
-    )
 
 
 def _not_started(guest: Guest, incarnation: int) -> Guest:

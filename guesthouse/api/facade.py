@@ -64,6 +64,10 @@ class House(Protocol):
 
     def info(self) -> HouseInfo: ...
 
+    async def needs_notice(self) -> bool:
+        """Whether `info` has something that every user should be told, as of now."""
+        ...
+
     def guest_view(self, guest: Guest) -> GuestView:
         """From memory alone; called a thousand times for one list."""
         ...

@@ -15,7 +15,7 @@ from guesthouse.cli.command import command, json_option, positive
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.rows import span
-from guesthouse.cli.session import open_house, unknown_copies
+from guesthouse.cli.session import open_house, restart_command, unknown_copies
 from guesthouse.client.house import House
 from guesthouse.client.start import find, reach, start_personal
 from guesthouse.errors import DaemonUnreachable, DeadlineExceeded, Forbidden
@@ -206,6 +206,8 @@ def _rows(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("State", str(about.get("state_folder"))),
     ]
     rows.append(("Log", _log(about)))
+    if about.get("code_changed"):
+        rows.append(("Upgraded", f"since it was started; restart it: {restart_command(about)}"))
     if about.get("unknown_copies"):
         rows.append(("Unknown", f"{unknown_copies(about['unknown_copies'])} (guest recover)"))
     if about.get("read_only"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from guesthouse import __version__
 from guesthouse.cli import output
 from guesthouse.client.house import House
@@ -15,23 +18,50 @@ def reconnect() -> Transport:
 
 
 def open_house(*, recovering: bool = False) -> House:
-    """The house, with a warning when its daemon is of another version than this program, or when
-    its database was lost.
+    """The house, with a warning when its daemon is older than the program, or when its database
+    was lost or is not wholly understood.
 
     :param recovering: the user is about to mend that.
     :raise GuesthouseError: no daemon can be reached or started.
     """
     house = House(reconnect())
-    info = house.raw("/v1")
-    version = info.get("version") if isinstance(info, dict) else None
-    if version != __version__:
+    answer = house.raw("/v1")
+    info = answer if isinstance(answer, dict) else {}
+    if info.get("version") != __version__:
         output.warning(
-            f"the daemon is of version {version}, this program of {__version__}.",
-            "Restart it (guests run on): guest daemon restart",
+            f"the daemon is of version {info.get('version')}, this program of {__version__}.",
+            f"Restart it (guests run on): {restart_command(info)}",
         )
-    elif info.get("unknown_copies") and not recovering:
+        return house
+    if info.get("code_changed"):
+        output.warning(
+            "Guesthouse was upgraded, and the daemon still runs what it was before."
+            f" Restart it (guests run on): {restart_command(info)}"
+        )
+    if info.get("quarantined"):
+        output.warning(set_aside(info))
+    elif info.get("read_only"):
+        output.warning(f"the house refuses every change. {info['read_only']}")
+    if info.get("unknown_copies") and not recovering:
         output.warning(unknown_copies(info["unknown_copies"]), "Bring them back: guest recover")
     return house
+
+
+def restart_command(info: Mapping[str, Any]) -> str:
+    return (
+        "systemctl restart guesthouse" if info.get("mode") == "system" else "guest daemon restart"
+    )
+
+
+def set_aside(info: Mapping[str, Any]) -> str:
+    """That not all documents could be read, and what that means."""
+    count = len(info["quarantined"])
+    what = "1 document is" if count == 1 else f"{count} documents are"
+    change = ", and the house refuses every change" if info.get("read_only") else ""
+    return (
+        f"{what} set aside, which this version cannot read; not all is shown{change}."
+        " See why: guest daemon status"
+    )
 
 
 def unknown_copies(count: int) -> str:

@@ -330,6 +330,7 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     :ivar unknown_copies: how many documents have a copy beside the disks and are not in the
         database: it was lost or replaced, and `guest recover` brings them back.
     :ivar trash_days: how long removed guests stay in the trash; 0 removes them at once.
+    :ivar code_changed: the program was upgraded since this daemon was started from it.
     """
 
     version: str
@@ -345,6 +346,7 @@ class HouseInfo(Noun, kw_only=True, frozen=True):
     quarantined: dict[str, str] = {}
     unknown_copies: int = 0
     trash_days: int = 7
+    code_changed: bool = False
 
 
 class FindingKind(StrEnum):

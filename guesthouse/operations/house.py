@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -16,6 +16,7 @@ from guesthouse.drivers.base import VNC_SOCKET
 from guesthouse.errors import InvalidInput, NameTaken, NotFound, TooLarge, UnknownImage
 from guesthouse.guestos.nocloud import CloudInit
 from guesthouse.guestos.ssh import RemoteProcess
+from guesthouse.host.installed import Installed
 from guesthouse.images.building import BuildParams, RemoveParams
 from guesthouse.images.importing import ImportImage, ImportParams, refuse_taken
 from guesthouse.jobs.runner import JobRunner
@@ -101,6 +102,7 @@ class House:
     reprobe: Callable[[], Awaitable[HostFacts]]
     stop_daemon: Callable[[], None]
     identity: HouseInfo
+    installed: Installed = field(default_factory=Installed)
 
     @property
     def view(self) -> View:
@@ -117,7 +119,13 @@ class House:
             quarantined=dict(self.view.quarantined),
             unknown_copies=len(unknown_copies(self.rooms)),
             trash_days=self.rooms.settings.trash_days,
+            code_changed=self.installed.changed,
         )
+
+    async def needs_notice(self) -> bool:
+        await self.installed.look()
+        read_only = self.rooms.documents.store.read_only or self.view.newer
+        return bool(read_only or self.view.quarantined or self.installed.changed)
 
     # --- Reads, from memory ----------------------------------------------------------------------
 

@@ -134,10 +134,12 @@ class _Handler(BaseHTTPRequestHandler):
                         state_folder=str(house.root),
                         trash_days=house.trash_days,
                         unknown_copies=len(house.lost),
+                        **house.notices,
                     )
                 )
             case ["GET", "guests"]:
-                self._json([house.view(guest) for guest in house.guests.values()])
+                found = [house.view(guest) for guest in house.guests.values()]
+                self._send(200, encode(found), notice=bool(house.notices))
             case ["GET", "guests", ref]:
                 self._json(house.view(house.guest(ref)))
             case ["POST", "guests"]:
@@ -297,8 +299,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: object, status: int = 200) -> None:
         self._send(status, encode(value))
 
-    def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
+    def _send(
+        self, status: int, body: bytes, kind: str = "application/json", *, notice: bool = False
+    ) -> None:
         self.send_response(status)
+        if notice:
+            self.send_header("Guesthouse-Notice", "/v1")
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -64,6 +64,7 @@ class FakeHouse:
     """:ivar root: the folder that stands for the file system of every guest.
 
     :ivar hold: jobs stay running until `finish`. :ivar seen: (method, path, body) of each request.
+    :ivar notices: of the `HouseInfo`, what users should know.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
@@ -85,6 +86,7 @@ class FakeHouse:
         self.busy: dict[str, float] = {}
         self.proportional: int | None = 256 << 20
         self.hold = False
+        self.notices: dict[str, Any] = {}
         self.fail: dict[str, GuesthouseError] = {}
         self.cut_events = 0
         self.version = __version__

@@ -18,6 +18,7 @@ from guesthouse.model.reports import EmptyRequest, HouseInfo
 @get("/v1", opt=reads(HouseInfo))
 async def show_house(request: ApiRequest) -> Response[bytes]:
     """Who answers: version, mode, socket, and whether all is well with the store."""
+    await request.house.needs_notice()
     return json_answer(request.house.info())
 
 

@@ -45,6 +45,12 @@ from guesthouse.model.reports import (
     UnpublishRequest,
 )
 
+NOTICE = "Guesthouse-Notice"
+"""Header of a list: where to read something that users should know, see `House.needs_notice`.
+
+So the short way of `guest ls` learns it without asking.
+"""
+
 R = TypeVar("R", bound=Noun)
 
 
@@ -72,9 +78,12 @@ async def list_guests(request: ApiRequest) -> Response[bytes]:
     guests = sorted(here, key=lambda guest: guest.name)
     pairs = ((guest, house.guest_view(guest)) for guest in guests)
     body, tag = request.services.guest_list.encode(pairs)
+    headers = {"ETag": tag}
+    if await house.needs_notice():
+        headers[NOTICE] = "/v1"
     if tag in request.headers.get("if-none-match", ""):
-        return Response(b"", status_code=304, headers={"ETag": tag})
-    return Response(body, media_type="application/json", headers={"ETag": tag})
+        return Response(b"", status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
 
 
 @get("/v1/guests/{ref:str}", opt=reads(GuestView, errors=(NotFound,)))

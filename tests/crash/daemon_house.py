@@ -90,8 +90,11 @@ class CrashHouse(House):
 
     # --- the daemon -----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the daemon that can be struck, and wait until it is ready."""
+    def start(self, *, doomed: bool = False) -> None:
+        """Start the daemon that can be struck, and wait until it is ready.
+
+        :param doomed: or until it has been struck.
+        """
         ready, word = os.pipe()
         env = self.env | {"CRASH_CONTROL": str(self.control), "PYTHONPATH": str(ROOT)}
         argv = [sys.executable, "-m", "tests.crash.crashing_daemon", "--ready-fd", str(word)]
@@ -109,7 +112,7 @@ class CrashHouse(House):
         os.close(word)
         with os.fdopen(ready, "rb") as said:
             assert select.select([said], [], [], 90)[0], "the daemon is not ready"
-            assert said.readline() == b"ok\n", self.log_end()
+            assert said.readline() == b"ok\n" or (doomed and self.struck()), self.log_end()
 
     def revive(self) -> None:
         """Start the daemon if it has died."""

@@ -176,7 +176,7 @@ def uptime(house: CrashHouse) -> None:
 
 
 APART = {
-    # They do nothing by themselves but submit starts and stops of all guests, the bystander too.
+    # They start and stop all guests, the bystander too; `test_host_jobs` has a house for them.
     "host.start-guests",
     "host.stop-guests",
 }

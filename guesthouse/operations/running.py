@@ -182,8 +182,7 @@ async def resources(rooms: Rooms, guest: Guest, boot: BootPath) -> Resources:
     boot_files = None
     if boot is BootPath.KERNEL:
         boot_files = rooms.catalogue.boot_files(guest.spec.image_id)
-    seed = await asyncio.to_thread(_seed, rooms, guest)
-    await asyncio.to_thread(prepare_guest, rooms.folders, guest.id)
+    seed = await asyncio.to_thread(_prepared, rooms, guest)
     return Resources(
         disks=disks,
         runtime=rooms.folders.guest_runtime(guest.id),
@@ -192,6 +191,12 @@ async def resources(rooms: Rooms, guest: Guest, boot: BootPath) -> Resources:
         boot=boot,
         boot_files=boot_files,
     )
+
+
+def _prepared(rooms: Rooms, guest: Guest) -> str:
+    """Its folders are there; its seed."""
+    prepare_guest(rooms.folders, guest.id)
+    return _seed(rooms, guest)
 
 
 def _seed(rooms: Rooms, guest: Guest) -> str:

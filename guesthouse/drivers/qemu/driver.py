@@ -25,6 +25,7 @@ from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import (
     KEEPER_QMP_SOCKET,
     SERIAL_SOCKET,
+    Opened,
     open_all,
     remove_sockets,
 )
@@ -115,13 +116,13 @@ class QemuDriver:
                 argv=argv,
                 incarnation=incarnation,
             )
-            running = await self._bring_up(guest, resources, record, paused=paused)
+            if guest.launch is not None:
+                # How the one before ended is long recorded; now there is time, while QEMU starts.
+                await self._keeper.forget(guest.run_key)
+            return await self._bring_up(guest, resources, record, paused=paused)
         except BaseException:
             await asyncio.shield(self._undo(key, resources))
             raise
-        if guest.launch is not None:
-            await self._keeper.forget(guest.run_key)
-        return running
 
     async def attach(self, guest: Guest, resources: Resources) -> Running | Exit:
         launch = guest.launch
@@ -215,9 +216,12 @@ class QemuDriver:
         """Open everything, hand it to a new process, and close it here."""
         client = await self._keeper.client()
         group = kvm_group(self._facts()) if plan.accelerator == "kvm" else None
-        confined = await asyncio.to_thread(self._confined, guest, group)
         taps = [nic.fd for nic in nics]
-        opened = await asyncio.to_thread(open_all, plan, resources.runtime, taps)
+
+        def prepare() -> tuple[Confinement, Opened]:
+            return self._confined(guest, group), open_all(plan, resources.runtime, taps)
+
+        confined, opened = await asyncio.to_thread(prepare)
         with opened.table:
             command = build_argv(plan, opened.number)
             argv = tuple(confine(command, confined, am_root=self._am_root))

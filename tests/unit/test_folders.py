@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
@@ -98,12 +99,19 @@ def test_socket_candidates() -> None:
     assert socket_candidates({**ENV, "GUESTHOUSE_SOCKET": "/a"}, uid=1) == ("/a",)
 
 
+def test_a_house_of_its_own_keeps_its_runtime_folder_for_ever() -> None:
+    # The first digits of SHA-256: guests that run hold sockets there, whatever daemon comes next.
+    own = resolve({**ENV, "GUESTHOUSE_STATE": "/srv/one"}, uid=1)
+    suffix = hashlib.sha256(b"/srv/one").hexdigest()[:8]
+    assert own.runtime == Path(f"/run/user/1000/guesthouse-{suffix}")
+
+
 def test_finding_the_socket_imports_nothing_heavy() -> None:
     code = (
         "import sys; before = set(sys.modules); "
         "from guesthouse.model.folders import socket_candidates; "
-        "socket_candidates({'HOME': '/h'}, uid=1); "
-        "print(*{'msgspec', 'asyncio', 'pathlib'} & (set(sys.modules) - before))"
+        "socket_candidates({'HOME': '/h', 'GUESTHOUSE_STATE': '/srv/one'}, uid=1); "
+        "print(*{'msgspec', 'asyncio', 'pathlib', 'hashlib'} & (set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

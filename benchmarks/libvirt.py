@@ -87,14 +87,18 @@ class Libvirt:
     def start_until_agent(self) -> float:
         """Seconds from `virsh start` until libvirt tells that the agent's port was opened, and it
         answers."""
-        waiting = subprocess.Popen(
-            [*_VIRSH, "event", DOMAIN, "agent-lifecycle", "--timeout", str(_PATIENCE)],
-            stdout=subprocess.DEVNULL,
-        )
-        time.sleep(0.5)  # it says nothing when it has begun to listen
-        began = time.perf_counter()
-        virsh("start", DOMAIN)
-        waiting.wait()
+        command = [*_VIRSH, "event", DOMAIN, "agent-lifecycle", "--loop"]
+        command += ["--timeout", str(_PATIENCE)]
+        with subprocess.Popen(["stdbuf", "-oL", *command], stdout=subprocess.PIPE) as listening:
+            assert listening.stdout is not None
+            time.sleep(0.5)  # it says nothing when it has begun to listen
+            began = time.perf_counter()
+            virsh("start", DOMAIN)
+            # The first event says that a domain that starts has no agent yet.
+            heard = any(b"state: 'connected'" in line for line in listening.stdout)
+            listening.terminate()
+        if not heard:
+            raise TimeoutError(f"libvirt heard of no agent within {_PATIENCE} s")
         virsh("qemu-agent-command", DOMAIN, '{"execute":"guest-ping"}')
         return time.perf_counter() - began
 

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 
 def facts() -> dict[str, str]:
@@ -22,6 +23,7 @@ def facts() -> dict[str, str]:
         "kernel": platform.release(),
         "Python": platform.python_version(),
         "QEMU": _first_line("qemu-system-x86_64", "--version"),
+        "libvirt": _first_line("libvirtd", "--version"),
     }
 
 
@@ -30,10 +32,34 @@ def load() -> str:
     return " ".join(f"{average:.1f}" for average in os.getloadavg())
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process that lives, to the nanosecond: that of its present threads."""
-    tasks = Path(f"/proc/{pid}/task").glob("[0-9]*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+class Spent(NamedTuple):
+    """What a process has used since its start.
+
+    :ivar cpu: seconds, to the nanosecond, of its present threads. :ivar ticks: user and system time
+        as the kernel bills it, in clock ticks. :ivar switches: how often it fell asleep by itself,
+        that is: how often something had woken it.
+    """
+
+    cpu: float
+    ticks: int
+    switches: int
+
+    def minus(self, before: Spent) -> Spent:
+        return Spent(
+            self.cpu - before.cpu, self.ticks - before.ticks, self.switches - before.switches
+        )
+
+
+def spent(pid: int) -> Spent:
+    """Of a process that lives."""
+    tasks = list(Path(f"/proc/{pid}/task").glob("[0-9]*"))
+    status = "".join((task / "status").read_text() for task in tasks)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Spent(
+        sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9,
+        int(fields[11]) + int(fields[12]),
+        sum(map(int, re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE))),
+    )
 
 
 def memory(pid: int) -> tuple[float, float]:
@@ -44,5 +70,8 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def _first_line(*command: str) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "not installed"
     return done.stdout.partition("\n")[0]

@@ -71,16 +71,18 @@ class OwnHouse(House):
         found: dict[str, Any] = json.loads(self.api.request("GET", f"/v1/guests/{name}").body)
         return found
 
-    def disk(self, name: str) -> list[Path]:
-        """The layers of its disk, top first. It may run."""
-        found = self.guest(name)["spec"]["disks"]
-        if not found:
-            return []
+    def chains(self, name: str) -> dict[str, list[Path]]:
+        """The layers of its disks, top first, by the names that its command has for them. It may
+        run."""
         layers = self.state / "pools" / "default" / "layers"
-        chain = [layers / f"{found[0]['volume']}.qcow2"]
-        while below := read_header(chain[-1]).backing:
-            chain.append(layers / below)
-        return chain
+        found: dict[str, list[Path]] = {}
+        for disk in self.guest(name)["spec"]["disks"]:
+            chain = [layers / f"{disk['volume']}.qcow2"]
+            while below := read_header(chain[-1]).backing:
+                chain.append(layers / below)
+            known = "nvram" if disk["name"] == "nvram" else f"disk{len(found.keys() - {'nvram'})}"
+            found[known] = chain
+        return found
 
     def ready(self, name: str) -> bool:
         return "ssh" in self.guest(name)["status"].get("ready", ())

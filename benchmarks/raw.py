@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from guesthouse.host.firmware import find_ovmf
+
 NAME = "raw QEMU"
 _PATIENCE = 300.0
 _POLL = 0.001
@@ -107,7 +109,10 @@ class RawQemu:
             port.settimeout(_PATIENCE)
             answer = b""
             while str(_SYNC).encode() not in answer:
-                piece = port.recv(4096)
+                try:
+                    piece = port.recv(4096)
+                except ConnectionResetError:
+                    piece = b""
                 if not piece:
                     raise RuntimeError(f"QEMU ended: {self._complaint()}")
                 answer += piece
@@ -144,13 +149,20 @@ class RawQemu:
         return self._process.stderr.read().decode(errors="replace").strip()
 
 
-def opened_by(guest: Mapping[str, Any], chain: Sequence[Path]) -> Callable[[str], str]:
-    """Where the descriptors of a guest that runs now lead. :param chain: its disk, top first."""
+def opened_by(
+    guest: Mapping[str, Any], chains: Mapping[str, Sequence[Path]]
+) -> Callable[[str], str]:
+    """Where the descriptors of a guest that runs now lead.
+
+    :param chains: the layers of each disk, top first, as `OwnHouse.chains` gives them.
+    """
     argv = guest["launch"]["argv"]
     held = Path(f"/proc/{guest['status']['pid']}/fd")
-    known = {f"disk0.{depth}": str(path) for depth, path in enumerate(chain)}
-    known |= {"disk0.0w": known["disk0.0"]} if chain else {}
-    known["kvm"] = "/dev/kvm"
+    firmware = find_ovmf()  # descriptors of a set are not where the command says any more
+    known = {"kvm": "/dev/kvm"} | ({"code": str(firmware.code)} if firmware else {})
+    for disk, chain in chains.items():
+        known |= {f"{disk}.{depth}": str(path) for depth, path in enumerate(chain)}
+        known[f"{disk}.0w"] = known[f"{disk}.0"]
     for word in ("kernel", "initrd"):
         if f"-{word}" in argv:
             number = argv[argv.index(f"-{word}") + 1].rpartition("/")[2]

@@ -18,6 +18,7 @@ from benchmarks import api_list, libvirt, machine, raw
 from benchmarks.figures import OURS, Budget, Figure
 from benchmarks.own import OwnHouse, restored
 from benchmarks.raw import RawQemu, opened_by, raw_argv
+from guesthouse.host.firmware import find_ovmf
 from tests.e2e.conftest import until
 
 MEMORY = "128M"
@@ -81,7 +82,7 @@ def starts_and_kills(bench: Bench) -> None:
     house = bench.house
     house.run("launch", "micro", "m1", "--memory", MEMORY)
     guest = house.guest("m1")
-    opened = opened_by(guest, [])
+    opened = opened_by(guest, {})
     with ExitStack() as stack:
         folder = stack.enter_context(folder_for_raw())
         other = None
@@ -146,33 +147,36 @@ def _micro_boots(
 
 
 def debian_boots(bench: Bench) -> None:
-    """Debian, the first time by its kernel and later from its disk, which each boot finds alike."""
+    """Debian, the first time by its kernel, and later from its disk, by BIOS and by UEFI: each
+    boot finds the disk alike."""
     house = bench.house
-    house.run("launch", "debian/12", "d0", "--no-start", timeout=3600)
     with folder_for_raw() as folder:
+        house.run("launch", "debian/12", "bios", "--no-start", timeout=3600)
         _first_boots(bench, folder)
-        house.run("start", "--wait", "d0")
-        house.run("stop", "d0")
-        _later_boots(bench, folder)
-    house.run("rm", "--yes", "--force", "--now", "d0")
+        _later_boots(bench, folder, "bios")
+        if find_ovmf() is None:
+            bench.say("no UEFI firmware here: apt install ovmf")
+            return
+        house.run("launch", "debian/12", "uefi", "--firmware", "uefi", "--no-start")
+        _later_boots(bench, folder, "uefi")
 
 
 def _first_boots(bench: Bench, folder: Path) -> None:
     house = bench.house
     boot = bench.figure("start to agent, debian/12 first by its kernel", "s", Budget(1.1, raw.NAME))
-    chain = house.disk("d0")
+    chain = house.chains("bios")["disk0"]
     fresh = folder / "fresh.qcow2"
     shutil.copyfile(chain[0], fresh)
     argv: list[str] = []
 
     def ours() -> None:
-        house.run("launch", "debian/12", "d1", "--no-start")
-        boot.add(OURS, house.start_until_agent("d1"))
-        guest = house.guest("d1")
+        house.run("launch", "debian/12", "new", "--no-start")
+        boot.add(OURS, house.start_until_agent("new"))
+        guest = house.guest("new")
         top = folder / "disk.qcow2"
-        opened = opened_by(guest, [top, *chain[1:]])
+        opened = opened_by(guest, {"disk0": [top, *chain[1:]]})
         argv[:] = raw_argv(guest["launch"]["argv"], folder, opened, paused=False)
-        house.run("rm", "--yes", "--force", "--now", "d1")
+        house.run("rm", "--yes", "--force", "--now", "new")
 
     def bare() -> None:
         shutil.copyfile(fresh, folder / "disk.qcow2")
@@ -184,20 +188,28 @@ def _first_boots(bench: Bench, folder: Path) -> None:
         bare()
 
 
-def _later_boots(bench: Bench, folder: Path) -> None:
+def _later_boots(bench: Bench, folder: Path, name: str) -> None:
     house = bench.house
-    boot = bench.figure("start to agent, debian/12 from its disk", "s", Budget(1.1, raw.NAME))
-    chain = house.disk("d0")
-    with restored(chain[0]) as restore:
+    house.run("start", "--wait", name)
+    house.run("stop", name)
+    what = f"start to agent, debian/12 from its disk, {name.upper()}"
+    boot = bench.figure(what, "s", Budget(1.1, raw.NAME))
+    chains = house.chains(name)
+    with ExitStack() as stack:
+        tops = [stack.enter_context(restored(chain[0])) for chain in chains.values()]
         argv: list[str] = []
+
+        def restore() -> None:
+            for top in tops:
+                top()
 
         def ours() -> None:
             restore()
-            boot.add(OURS, house.start_until_agent("d0"))
-            guest = house.guest("d0")
-            opened = opened_by(guest, chain)
+            boot.add(OURS, house.start_until_agent(name))
+            guest = house.guest(name)
+            opened = opened_by(guest, chains)
             argv[:] = raw_argv(guest["launch"]["argv"], folder, opened, paused=False)
-            house.kill("d0")
+            house.kill(name)
 
         def bare() -> None:
             restore()
@@ -207,7 +219,7 @@ def _later_boots(bench: Bench, folder: Path) -> None:
         for _ in range(bench.size.disk_boots):
             ours()
             bare()
-        restore()
+    house.run("rm", "--yes", "--force", "--now", name)
 
 
 def lists_and_idleness(bench: Bench) -> None:
@@ -247,12 +259,17 @@ def _idleness(bench: Bench) -> None:
     house, size = bench.house, bench.size
     pids = {"daemon": house.daemon_pid, "keeper": house.keeper_pid()}
     time.sleep(2)  # the question for its pid is answered and forgotten
-    before = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
+    before = {name: machine.spent(pid) for name, pid in pids.items()}
     time.sleep(size.idle)
-    for name, pid in pids.items():
-        used = (machine.cpu_seconds(pid) - before[name]) * 1000
-        what = f"{name}'s CPU time in {size.idle:g} s, {size.guests} idle guests"
-        bench.figure(what, "ms", Budget(CPU_LIMIT_MS)).add(OURS, used)
+    after = {name: machine.spent(pid) for name, pid in pids.items()}
+    where = f"in {size.idle:g} s, {size.guests} idle guests"
+    for name in pids:
+        used = after[name].minus(before[name])
+        bench.figure(f"{name}'s CPU time {where}", "ms", Budget(CPU_LIMIT_MS)).add(
+            OURS, used.cpu * 1000
+        )
+        bench.figure(f"{name}'s ticks (/proc/PID/stat) {where}", "").add(OURS, used.ticks)
+        bench.figure(f"{name}'s voluntary switches {where}", "").add(OURS, used.switches)
     for name, pid in pids.items():
         rss, pss = machine.memory(pid)
         limit = Budget(90) if name == "daemon" else None

@@ -350,6 +350,8 @@ class FakeRunning:
 
     async def wait_exit(self) -> Exit:
         await self._end.wait()
+        if self._cleaning is not None:  # as with QEMU, its sockets have gone with it
+            await asyncio.shield(self._cleaning)
         found = self._process.exit
         assert found is not None  # the event is set after it was written
         return found
@@ -364,8 +366,8 @@ class FakeRunning:
         found = self._process.exit
         assert found is not None  # the caller wrote it
         self._driver.gone(self._process.key)
-        self._end.set()
         self._cleaning = asyncio.get_running_loop().create_task(self._inside.close())
+        self._end.set()
         self.fan.send(DriverEvent("exit", {"reason": found.reason, "message": found.message}))
 
     def _enter(self, call: str) -> tuple[str, str]:

@@ -75,3 +75,15 @@ def make_room(
             if name != "GUESTHOUSE_SOCKET":
                 monkeypatch.delenv(name)
         yield Room(house, capfd)
+
+
+def read_all(fd: int) -> str:
+    data = b""
+    while True:
+        try:
+            piece = os.read(fd, 4096)
+        except OSError:  # EIO: the other end of a terminal has closed
+            return data.decode()
+        if not piece:
+            return data.decode()
+        data += piece

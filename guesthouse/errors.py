@@ -38,6 +38,7 @@ code of the command line::
     │   └── QemuTooOld
     ├── EngineError               500
     │   ├── LaunchFailed
+    │   ├── MonitorLost
     │   ├── QmpFailed
     │   ├── ToolFailed
     │   └── BuildFailed

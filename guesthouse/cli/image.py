@@ -12,6 +12,7 @@ from guesthouse.cli.command import command, complete_images, json_option, yes_op
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.importing import image_import
+from guesthouse.cli.remove import require_all
 from guesthouse.cli.rows import span
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
@@ -157,8 +158,7 @@ def image_rm(names: tuple[str, ...], yes: bool) -> None:
     When one of the names is unknown, nothing is removed.
     """
     house = open_house()
-    for name in names if len(names) > 1 else ():
-        house.image(name)
+    require_all(names, house.image)
     question = f"Remove {', '.join(names)}? To build or import it again takes a while."
     if not output.confirm(question, yes=yes, retry=f"guest image rm --yes {' '.join(names)}"):
         output.note("nothing removed")

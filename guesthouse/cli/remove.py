@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import click
@@ -11,6 +12,7 @@ from guesthouse.cli.command import command, guests_argument, yes_option
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.client.house import House
+from guesthouse.errors import NotFound
 from guesthouse.model.job import Job
 
 
@@ -38,15 +40,26 @@ def rm(names: tuple[str, ...], yes: bool, force: bool, now: bool) -> None:
     """
     house = open_house()
     names = tuple(dict.fromkeys(names))
-    if yes and len(names) > 1:
-        for name in names:
-            house.guest(name)
+    if yes:
+        require_all(names, house.guest)
     days = 0 if now else house.info().trash_days
     if not yes and not _asked(house, names, force=force, now=now, days=days):
         output.note("nothing removed")
         raise click.exceptions.Exit(1)
     wishes = [Wish(name, partial(house.delete_guest, name, force=force, now=now)) for name in names]
     carry_out(house, wishes, lambda job: _done(job, days))
+
+
+def require_all(names: Sequence[str], find: Callable[[str], object]) -> None:
+    """Before several are removed. :raise NotFound: one is not there."""
+    if len(names) < 2:
+        return  # the removal itself says so
+    try:
+        for name in names:
+            find(name)
+    except NotFound as error:
+        error.hint = f"Nothing was removed. {error.hint}".strip()
+        raise
 
 
 def _asked(house: House, names: tuple[str, ...], *, force: bool, now: bool, days: int) -> bool:

@@ -24,6 +24,7 @@ def test_an_unknown_name_keeps_all_from_being_removed(guest: Room) -> None:
     said = guest("rm", "--yes", "web", "big")
     assert (said.code, said.out) == (3, "")
     assert "There is no guest 'big'." in said.err
+    assert "Nothing was removed." in said.err
     assert [one.name for one in guest.house.guests.values()] == ["web"]
     assert not guest.house.jobs
 

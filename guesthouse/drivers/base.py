@@ -28,13 +28,17 @@ ENGINE_LOG = "engine.log"
 
 
 class DriverCapabilities(Noun, kw_only=True, frozen=True):
-    """What a driver can do; operations ask here, never for the driver's name."""
+    """What a driver can do; operations ask here, never for the driver's name.
+
+    :ivar ipv6_publish: ports can be published on IPv6 addresses of the host.
+    """
 
     pause: bool = True
     reset: bool = True
     screenshot: bool = False
     serial_console: bool = False
     live_publish: bool = False
+    ipv6_publish: bool = False
     paused_start: bool = True
 
 

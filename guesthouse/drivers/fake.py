@@ -53,6 +53,7 @@ class FakeDriver:
         screenshot=True,
         serial_console=False,
         live_publish=True,
+        ipv6_publish=True,
         paused_start=True,
     )
 

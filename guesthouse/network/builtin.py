@@ -14,6 +14,7 @@ import ipaddress
 from guesthouse.errors import EngineError, InvalidInput, PortTaken
 from guesthouse.model.device import Nic, Protocol, Publish
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
+from guesthouse.network.ports import no_ipv6
 
 
 def netdev_id(index: int) -> str:
@@ -113,12 +114,7 @@ def _forward(port: Publish) -> str:
 def _host_side(port: Publish) -> str:
     address = ipaddress.ip_address(port.host_ip)
     if address.version != 4:
-        raise InvalidInput(
-            f"The builtin network cannot publish on the IPv6 address {port.host_ip}.",
-            hint="Publish on an IPv4 address of the host: 127.0.0.1, 0.0.0.0 or that of one "
-            "interface.",
-            field="publish",
-        )
+        raise no_ipv6(port)
     if port.host_port == 0:
         raise InvalidInput(
             f"The published port {port} has no port of the host yet.",

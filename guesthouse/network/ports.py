@@ -51,6 +51,15 @@ async def reserve(port: Publish, taken: Taken, *, privileged: bool) -> Publish:
     raise Shortage(f"No free port was found on {port.host_ip}.", hint="Name one: --publish 8080:80")
 
 
+def no_ipv6(port: Publish) -> InvalidInput:
+    """For a network that cannot publish on such an address."""
+    return InvalidInput(
+        f"The builtin network cannot publish on the IPv6 address {port.host_ip}.",
+        hint="Publish on an IPv4 address of the host: 127.0.0.1, 0.0.0.0 or that of one interface.",
+        field="publish",
+    )
+
+
 async def find_holder(
     ip: str, port: int, protocol: Protocol, *, taken: Taken | None = None
 ) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
-from guesthouse.network.ports import reserve
+from guesthouse.network.ports import no_ipv6, reserve
 from guesthouse.operations.rooms import Rooms
 
 
@@ -35,5 +35,8 @@ async def free_port(rooms: Rooms, port: Publish, *, but: str = "") -> Publish:
     :param but: id of the guest that may hold it in its document, since it is for that one.
 
     :raise PortTaken: names the guest or process that holds it. :raise Forbidden: privileged.
+    :raise InvalidInput: no address of this host, or one that guests here cannot have ports on.
     """
+    if ":" in port.host_ip and not rooms.driver.capabilities.ipv6_publish:
+        raise no_ipv6(port)
     return await reserve(port, published(rooms, but=but), privileged=False)

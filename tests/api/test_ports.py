@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import httpx
+import msgspec
 import pytest
 
 from guesthouse.errors import EngineError, NotFound
@@ -27,3 +28,20 @@ async def test_nothing_is_left_to_undo_when_the_guest_ended_meanwhile(
     assert "connection broke" in job.problem.message
     assert "undoing" not in caplog.text
     assert "undoing" not in (await api.get(f"/v1/jobs/{job.id}/log")).text
+
+
+@pytest.mark.parametrize("start", [True, False])
+async def test_an_address_that_no_guest_can_have_is_refused_also_while_it_is_stopped(
+    api: httpx.AsyncClient, house: ApiHouse, start: bool
+) -> None:
+    """Else it could not be started any more."""
+    await house.guest("web", start=start)
+    able = house.driver.capabilities
+    house.driver.capabilities = msgspec.structs.replace(able, ipv6_publish=False)
+    body = {"host_ip": "::1", "host_port": 0, "guest_port": 80}
+    job = job_of(await api.post("/v1/guests/web/ports", json=body, params=WAIT))
+    assert job.problem is not None
+    assert job.problem.code == "invalid-input"
+    assert "IPv6" in job.problem.message
+    guest = (await api.get("/v1/guests/web")).json()
+    assert guest["spec"]["nics"][0]["ports"] == []

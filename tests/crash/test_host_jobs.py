@@ -117,6 +117,7 @@ class Inn:
         house.do(house.client.stop(self.left, StopRequest(force=True)))
         house.wait_idle()
         house.kill()
+        house.points()  # of what was before this boot
         self._boot()
         before = house.quick()
         if case is not None:

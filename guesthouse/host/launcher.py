@@ -47,6 +47,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
 
     `uid` and `gid`: None leaves the caller's. `groups`: supplementary groups, replacing all.
     `limits`: soft and hard at once, names as in prlimit(1), in its units.
+    `die_with_parent`: killed when the thread that started it ends; for tools, never for guests.
     """
 
     uid: int | None = None
@@ -56,6 +57,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     drop_capabilities: bool = True
     limits: tuple[tuple[str, int], ...] = (("core", 0),)
     namespaces: Namespaces = Namespaces()
+    die_with_parent: bool = False
 
 
 def confine(argv: Sequence[str], c: Confinement, *, am_root: bool) -> list[str]:
@@ -114,6 +116,9 @@ def _identity(c: Confinement, privileged: bool) -> list[str]:
             steps.append("--bounding-set=-all")
     if c.no_new_privs:
         steps.append("--no-new-privs")
+    if c.die_with_parent:
+        # Here, because the kernel forgets it when the identity changes.
+        steps.append("--pdeathsig=KILL")
     return ["setpriv", *steps, "--"] if steps else []
 
 

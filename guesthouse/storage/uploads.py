@@ -116,14 +116,17 @@ class Uploads:
                     if len(gathered) >= _GATHER:
                         whole = bytes(gathered)
                         gathered.clear()
-                        await asyncio.to_thread(self._put, fd, offset, whole)
+                        await asyncio.to_thread(self._put, upload, fd, offset, whole)
                         offset += len(whole)
-                await asyncio.to_thread(self._put, fd, offset, bytes(gathered))
+                await asyncio.to_thread(self._put, upload, fd, offset, bytes(gathered))
             finally:
                 os.close(fd)
         return await self.get(upload)
 
-    def _put(self, fd: int, offset: int, data: bytes) -> None:
+    def _put(self, upload: str, fd: int, offset: int, data: bytes) -> None:
+        """:raise NotFound: it was discarded meanwhile. :raise NoSpace:"""
+        if not os.fstat(fd).st_nlink:
+            raise _gone(upload)
         if space_of(self.root).free < len(data) + RESERVE:
             raise no_space(self.root, len(data) + RESERVE, _PURPOSE)
         with filling(self.root, len(data), _PURPOSE):
@@ -139,7 +142,7 @@ class Uploads:
     @contextmanager
     def _busy(self, upload: str) -> Iterator[None]:
         if upload in self._taken:
-            raise Conflict(f"The upload {upload} is being used.", hint="Send another one.")
+            raise _used(upload)
         self._writing[upload] = self._writing.get(upload, 0) + 1
         try:
             yield
@@ -175,10 +178,14 @@ class Uploads:
         self._taken.discard(upload)
 
     async def discard(self, upload: str) -> None:
-        """What the client does not need any more. :raise NotFound: :raise Conflict: a job has it,
-        or somebody still writes it.
+        """What the client does not need any more; who still writes it is told that it is gone.
+
+        :raise NotFound: :raise Conflict: a job has it.
         """
-        self.take(upload)
+        if upload in self._taken:
+            raise _used(upload)
+        if not await asyncio.to_thread(self.path(upload).is_file):
+            raise _gone(upload)
         await self.remove(upload)
 
     async def sweep(self, needed: Collection[str], life: float = LIFE) -> int:
@@ -231,6 +238,10 @@ def _gone(upload: str) -> NotFound:
         hint="Uploads that nobody uses are thrown away after an hour; send the file again.",
         upload=upload,
     )
+
+
+def _used(upload: str) -> Conflict:
+    return Conflict(f"The upload {upload} is being used.", hint="Send another one.")
 
 
 def _beyond(size: int) -> InvalidInput:

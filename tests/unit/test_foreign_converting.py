@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from guesthouse.errors import InvalidInput, NoSpace
+from guesthouse.images.foreign import converting
 from guesthouse.images.foreign.converting import confined, convert
 from guesthouse.images.foreign.looking import look
 from guesthouse.images.foreign.window import Foreign
 from guesthouse.model.image import SourceFormat as F
 from guesthouse.storage import qcow2 as headers
+from tests.e2e.conftest import gone, until
 from tests.foreign_files import CLUSTER, MIB, fixed_vhd, patched, qcow2, vdi, vhd, vmdk, write
 
 TIB = 1 << 40
@@ -125,6 +128,22 @@ async def test_a_bomb(tmp_path: Path) -> None:
     assert not path.with_suffix(".converted").exists()
 
 
+@pytest.mark.parametrize("seconds", [0, 1], ids=["check", "convert"])
+async def test_what_takes_more_time_than_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    """As the bomb, but of what packs well: it never grows beyond its bound."""
+    monkeypatch.setattr(converting, "_CPU_SECONDS", seconds)
+    data, count = os.urandom(64) * (CLUSTER // 64), 60_000
+    path = write(
+        tmp_path / "image", qcow2(count * CLUSTER, data=data, clusters=count, refcount=count)
+    )
+    with pytest.raises(InvalidInput, match="more time than any image") as caught:
+        await convert(path, looked(path), tmp_path / "target", progress=lambda _: None)
+    assert caught.value.detail["reason"] == "bomb"
+    assert not (tmp_path / "target").exists()
+
+
 async def test_more_than_there_is_room_for(tmp_path: Path) -> None:
     data = patched(os.urandom(4 * MIB), (510, b"\x55\xaa"))
     with pytest.raises(NoSpace, match="convert the image"):
@@ -166,6 +185,17 @@ def test_what_the_tool_may_do() -> None:
         assert int(out[0]) >= 65536
         assert int(out[out.index("CapBnd:") + 1], 16) == 0
         assert out[-1] == "3"  # two lines of head, and a loopback
+
+
+def test_the_tool_ends_with_its_parent(tmp_path: Path) -> None:
+    """A daemon that is killed leaves nobody who goes on writing."""
+    argv = confined(["sh", "-c", "echo $$; exec sleep 600"], 0, 4096)
+    code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        tool = int(parent.stdout.readline())
+        parent.kill()
+    until(lambda: gone(tool), say="the tool is gone")
 
 
 def test_what_the_tool_may_write(tmp_path: Path) -> None:

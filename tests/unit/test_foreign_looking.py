@@ -203,14 +203,22 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "vmdk-version": (vmdk(version=9), "damaged", "version 9"),
     "vmdk-by-ftp": (vmdk(eol=b"\r\n\r\n"), "damaged", "transfer as text"),
     "vmdk-grain": (vmdk(grain=3), "damaged", "grains"),
+    "vmdk-tables": (patched(vmdk(), (44, struct.pack("<I", 0))), "damaged", "tables"),
+    "vmdk-tables-huge": (patched(vmdk(), (44, b"\xff\xff\xff\xff")), "damaged", "tables"),
     "vmdk-directory-outside": (vmdk(gd_at=1 << 40), "damaged", "grain directory"),
     "vmdk-no-footer": (vmdk(gd_at=(1 << 64) - 1), "damaged", "footer"),
     "vmdk-no-kind": (vmdk(descriptor().replace(b"createType", b"created")), "damaged", "kind"),
+    "vdi-cut": (vdi()[:300], "damaged", "header"),
+    "vdi-no-size": (vdi(size=0), "damaged", "no size"),
     "vdi-version": (vdi(version=0x00020000), "damaged", "2.0"),
     "vdi-block-size": (vdi(block=4096), "damaged", "blocks"),
     "vdi-map-outside": (vdi(map_at=1 << 30), "damaged", "map of blocks"),
     "vdi-blocks-outside": (vdi(allocated=4), "damaged", "last of its blocks"),
     "vdi-too-few-blocks": (vdi(blocks=1), "damaged", "contradicts"),
+    "vhd-no-size": (vhd(size=0), "damaged", "no size"),
+    "vhd-block-size": (vhd(block=3 * MIB), "damaged", "table"),
+    "vhd-block-huge": (vhd(block=1 << 31), "damaged", "table"),
+    "vhd-header-outside": (vhd_footer(3, MIB, at=1 << 60) + bytes(2048), "damaged", "outside"),
     "vhd-checksum": (vhd_footer(3, MIB, sound=False) + bytes(2048), "damaged", "checksum"),
     "vhd-header-checksum": (vhd(sound=False), "damaged", "checksum"),
     "vhd-no-header": (vhd(magic=b"something"[:8]), "damaged", "second header"),
@@ -219,11 +227,24 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "vhd-table-outside": (vhd(table_at=1 << 40), "damaged", "outside"),
     "vhd-fixed-cut": (fixed_vhd(claims=8 * MIB), "damaged", "end of its disk"),
     "iso-cut": (iso(claims=1000), "damaged", "end of its volume"),
+    "iso-no-end": (
+        patched(
+            iso(blocks=128),
+            *((number * 2048, b"\x02CD001\x01") for number in range(18, 16 + 64)),
+        ),
+        "damaged",
+        "do not end",
+    ),
+    "iso-cut-in-descriptors": (iso()[: 17 * 2048], "damaged", "volume descriptors"),
+    "iso-no-volume": (iso(claims=0), "damaged", "no size"),
     "iso-endless": (patched(iso(), (18 * 2048 + 1, b"XXXXX")), "damaged", "do not end"),
     "iso-data-only": (iso(bootable=False), "not-bootable", "El Torito"),
     # No disk image at all
     "gzip": (b"\x1f\x8b\x08" + bytes(100), "packed", "gzip"),
     "xz": (b"\xfd7zXZ\0" + bytes(100), "packed", "xz"),
+    "bzip2": (b"BZh9" + bytes(100), "packed", "bzip2"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(100), "packed", "zstd"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(100), "packed", "7z"),
     "zip": (b"PK\x03\x04" + bytes(100), "packed", "zip"),
     "ova": (patched(bytes(10240), (257, b"ustar")), "packed", "OVA"),
     "text": (b"#!/bin/sh\n" + b"echo hello\n" * 100, "unknown-format", "a text"),
@@ -282,6 +303,23 @@ def test_vhdx_with_a_parent_locator(tmp_path: Path) -> None:
         looked(path)
 
 
+def _size_at(data: bytes) -> int:
+    """Where the size of the disk stands."""
+    region = metadata_of(data)
+    item = data.index(bytes.fromhex("2442a52f1bcd7648b2115dbed83bf4b8"), region)
+    (at,) = struct.unpack_from("<I", data, item + 16)
+    return region + at
+
+
+def _second_metadata(data: bytes) -> tuple[tuple[int, bytes], ...]:
+    """Changes after which the second table of regions leads to a disk of another size."""
+    region = metadata_of(data)
+    item = data.index(bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e"), 256 << 10)
+    copy = bytearray(data[region : region + MIB])
+    struct.pack_into("<Q", copy, _size_at(data) - region, 16 * MIB)
+    return (len(data), bytes(copy)), (item + 16, struct.pack("<Q", len(data)))
+
+
 def vhdx_changes(data: bytes) -> dict[str, tuple[bytes, str, str]]:
     region = metadata_of(data)
     log = PARENT
@@ -291,11 +329,39 @@ def vhdx_changes(data: bytes) -> dict[str, tuple[bytes, str, str]]:
         "regions": (patched(data, (196608, b"xxxx")), "damaged", "regions"),
         "many-regions": (patched(data, (196616, b"\xff\xff\0\0")), "damaged", "regions"),
         "metadata": (patched(data, (region, b"xxxxxxxx")), "damaged", "metadata"),
+        "no-metadata": (
+            patched(data, (196608 + 16, PARENT), (196608 + 48, PARENT)),
+            "damaged",
+            "no metadata",
+        ),
+        "metadata-outside": (
+            patched(data, (region + 32 + 16, b"\xff\xff\xff\x7f")),
+            "damaged",
+            "lies outside of it",
+        ),
+        "region-outside": (
+            patched(data, (196608 + 16 + 16, struct.pack("<Q", 1 << 60))),
+            "damaged",
+            "regions",
+        ),
+        "two-sizes": (
+            # The second table leads to other metadata, put behind the end.
+            patched(data, *_second_metadata(data)),
+            "damaged",
+            "contradict each other",
+        ),
+        "no-size": (patched(data, (_size_at(data), bytes(8))), "damaged", "no size"),
         "cut": (data[:200_000], "damaged", "outside"),
     }
 
 
-@pytest.mark.parametrize("name", ["log", "no-header", "regions", "many-regions", "metadata", "cut"])
+VHDX = [
+    *("log", "no-header", "regions", "many-regions", "region-outside", "metadata", "no-metadata"),
+    *("metadata-outside", "two-sizes", "no-size", "cut"),
+]
+
+
+@pytest.mark.parametrize("name", VHDX)
 def test_vhdx_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     data, reason, said = vhdx_changes(vhdx(path))[name]
@@ -313,6 +379,12 @@ def test_vhdx_too_large(tmp_path: Path) -> None:
 def test_raw_too_large(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="3T"):
         looked(write(tmp_path / "image", mbr(), 3 * TIB))
+
+
+def test_raw_without_a_sector(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="smaller than a sector") as caught:
+        looked(write(tmp_path / "image", b"x" * 100), F.RAW)
+    assert caught.value.detail["reason"] == "damaged"
 
 
 def test_named_raw_is_raw_whatever_it_says(tmp_path: Path) -> None:

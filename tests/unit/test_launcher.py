@@ -87,6 +87,13 @@ def test_an_ordinary_user_drops_what_it_can() -> None:
     ]
 
 
+def test_a_tool_dies_with_its_parent_a_guest_does_not() -> None:
+    """The kernel forgets the wish when the identity changes, so setpriv makes it afterwards."""
+    tool = confine(ARGV, Confinement(uid=70000, gid=70000, die_with_parent=True), am_root=True)
+    assert tool[tool.index("setpriv") :][-5:-2] == ["--no-new-privs", "--pdeathsig=KILL", "--"]
+    assert "--pdeathsig=KILL" not in confine(ARGV, Confinement(), am_root=True)
+
+
 def test_within_a_house_namespace_the_user_drops_all() -> None:
     inside = Confinement(uid=1001, gid=1001, namespaces=Namespaces(holder=9, empty_network=True))
     assert confine(ARGV, inside, am_root=False) == confine(ARGV, inside, am_root=True)

@@ -116,6 +116,8 @@ async def test_what_a_job_has_is_frozen(uploads: Uploads) -> None:
     assert uploads.take(upload.id) == uploads.take(upload.id) == uploads.path(upload.id)
     with pytest.raises(Conflict, match="being used"):
         await uploads.write(upload.id, 0, pieces(b"x"))
+    with pytest.raises(Conflict, match="being used"):
+        await uploads.discard(upload.id)
     await uploads.remove(upload.id)
     with pytest.raises(NotFound):
         await uploads.get(upload.id)
@@ -135,12 +137,31 @@ async def test_what_is_being_written_cannot_be_used(uploads: Uploads) -> None:
     await first.wait()
     with pytest.raises(Conflict, match="still being written"):
         uploads.take(upload.id)
-    with pytest.raises(Conflict, match="still being written"):
-        await uploads.discard(upload.id)
     assert await uploads.sweep((), life=-1) == 0
     gate.set()
     await writing
     assert uploads.take(upload.id).read_bytes().startswith(b"ab")
+
+
+async def test_what_is_discarded_while_it_is_written(uploads: Uploads) -> None:
+    """A client that was interrupted may ask before the house has seen its connection end."""
+    upload = await uploads.create(10)
+    first, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        first.set()
+        await gate.wait()
+        yield b"b"
+
+    writing = asyncio.create_task(uploads.write(upload.id, 0, slow()))
+    await first.wait()
+    await uploads.discard(upload.id)
+    assert not list(uploads.root.iterdir())
+    gate.set()
+    with pytest.raises(NotFound):
+        await writing
+    assert not list(uploads.root.iterdir())
 
 
 async def test_a_sender_that_breaks_off_leaves_it_usable(uploads: Uploads) -> None:

@@ -1,9 +1,9 @@
 """From an untrusted file to a qcow2 of ours, by a qemu-img that may do next to nothing.
 
 It runs as nobody in particular, without capabilities, without a network (as root), bounded in
-memory, time and what it writes. It is given two open files and no path: the source for reading
-alone, the target for writing. Formats are named, and backing files cut off, whatever the source
-says. What it writes is judged by its header like any other layer.
+memory, time and what it writes, and no longer than the daemon lives. It is given two open files
+and no path: the source for reading alone, the target for writing. Formats are named, and backing
+files cut off, whatever the source says. What it writes is judged by its header like any layer.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _ENVIRONMENT = {
 _FULL = ("No space left on device", "Disk quota exceeded")
 _TOO_LARGE = ("File too large",)
 _PURPOSE = "convert the image"
+_ELSEWHERE = "Convert it where it was made, if you trust it: qemu-img convert -O qcow2 IMAGE NEW"
 
 
 async def convert(
@@ -155,6 +156,8 @@ def confined(argv: Sequence[str], size: int, largest: int) -> list[str]:
             ("nofile", 64),
         ),
         namespaces=Namespaces(empty_network=am_root and _may_make_namespaces()),
+        # The next daemon begins anew; nobody would want what this one still writes.
+        die_with_parent=True,
     )
     return confine(argv, confinement, am_root=am_root)
 
@@ -195,24 +198,23 @@ def _failed(found: Foreign, done: Finished, folder: Path, *, grew: bool) -> Gues
         return refused(
             found.format,
             "it unfolds to many times its own size",
-            "No disk image does that by accident. Convert it where it was made, if you trust it: "
-            "qemu-img convert -O qcow2 IMAGE NEW",
+            f"No disk image does that by accident. {_ELSEWHERE}",
             reason="bomb",
         )
     if any(text in words for text in _FULL):
         return no_space(folder, 0, _PURPOSE)
-    if done.code in {-signal.SIGXCPU, -signal.SIGKILL}:
-        return refused(
-            found.format,
-            "its conversion took more time than any image of its size needs",
-            "Convert it where it was made, if you trust it: qemu-img convert -O qcow2 IMAGE NEW",
-            reason="bomb",
-        )
     return _unsound(found, done)
 
 
 def _unsound(found: Foreign, done: Finished) -> GuesthouseError:
-    """What qemu-img found wrong in it; its own words are kept."""
+    """What qemu-img found wrong in it, its own words being kept; or that it found no end."""
+    if done.code in {-signal.SIGXCPU, -signal.SIGKILL}:
+        return refused(
+            found.format,
+            "to read it takes more time than any image of its size needs",
+            _ELSEWHERE,
+            reason="bomb",
+        )
     if done.code < 0 or b"setpriv" in done.err or b"unshare" in done.err:
         try:
             ensure_success(done)

@@ -6,7 +6,9 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import click
@@ -96,6 +98,7 @@ class _Watch:
         self._display: Display | None = None
         self._last: dict[int, JobProgress] = {}
         self._interrupted = False
+        self._since = time.monotonic()
 
     def ends(self) -> list[Job | GuesthouseError]:
         """How each job ended, or why that is not known."""
@@ -123,12 +126,14 @@ class _Watch:
 
     def _next(self) -> tuple[int, Event | Exception | None]:
         if self._display is None:
-            try:
-                return self._events.get(timeout=BAR_AFTER)
-            except queue.Empty:
-                self._display = Bars(self._labels) if os.isatty(2) else Lines(self._labels)
-                for at, tick in self._last.items():
-                    self._display.progress(at, tick)
+            # Counted from the beginning: a job that tells much never leaves a pause.
+            left = self._since + BAR_AFTER - time.monotonic()
+            if left > 0:
+                with suppress(queue.Empty):
+                    return self._events.get(timeout=left)
+            self._display = Bars(self._labels) if os.isatty(2) else Lines(self._labels)
+            for at, tick in self._last.items():
+                self._display.progress(at, tick)
         return self._events.get()
 
     def _take(self, at: int, event: Event | Exception | None) -> None:

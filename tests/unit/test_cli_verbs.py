@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -166,6 +167,22 @@ def test_progress_in_lines_where_there_is_no_terminal(
     assert (said.code, said.out) == (0, "Started web\n")
     assert "guest: web: " in said.err
     assert "\x1b" not in said.err
+
+
+def test_a_job_that_tells_much_is_shown_too(guest: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its news never leave a pause."""
+    monkeypatch.setattr(following, "BAR_AFTER", 0.4)
+    guest.house.hold = True
+
+    def play() -> None:
+        job = guest.house.only_job()
+        for percent in range(60):
+            guest.house.tick(job.id, percent / 100, "converting")
+            time.sleep(0.02)
+        guest.house.finish(job.id)
+
+    threading.Thread(target=play, daemon=True).start()
+    assert "guest: web: converting (" in guest("start", "web").err
 
 
 def test_bars_on_a_terminal(guest: Room) -> None:

@@ -62,7 +62,7 @@ def image_table(
     about = {one.name: one.description for one in known}
     rows = [
         [one.name, format_size(one.size), span(now - one.created_at), " ".join(one.in_use_by),
-         one.description or about.get(one.name, "")]
+         one.description or about.get(one.name) or _told(one)]
         for one in sorted(images, key=lambda one: (one.name, -one.created_at))
     ]  # fmt: skip
     built = {one.name for one in images}
@@ -70,6 +70,14 @@ def image_table(
              if one.name not in built]  # fmt: skip
     headers = ["NAME", "SIZE", "AGE", "USED BY", "ABOUT"]
     return render(headers, rows, width=width, drop=("ABOUT", "AGE"), colour=colourful())
+
+
+def _told(made: ImageView) -> str:
+    """What there is to say of an image that nobody has described."""
+    if made.format is None:
+        return ""
+    what = made.os.get("pretty") or ("A disc to boot from" if made.kind is ImageKind.ISO else "")
+    return f"{what}, imported ({made.format.value})" if what else f"Imported ({made.format.value})"
 
 
 @command(

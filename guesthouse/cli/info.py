@@ -14,7 +14,7 @@ from guesthouse.cli.session import open_house
 from guesthouse.cli.table import STATE_COLOURS, show
 from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
-from guesthouse.model.device import Publish
+from guesthouse.model.device import Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
@@ -139,7 +139,9 @@ def _next(guest: GuestView) -> tuple[str, str]:
         case GuestState.RUNNING if "ssh" in guest.readiness.passed:
             return ("Enter", f"guest shell {name}")
         case GuestState.RUNNING | GuestState.STARTING:
-            return ("Enter", f"guest console {name} (its serial console)")
+            login = ssh_login(guest.spec.nics)
+            ways = f"{login}, or guest console {name}" if login else f"guest console {name}"
+            return ("Enter", f"{ways} (its serial console)")
         case GuestState.PAUSED:
             return ("Go on", f"guest resume {name}")
         case GuestState.FAILED:

@@ -12,7 +12,7 @@ from guesthouse.cli.command import SIZE, command, complete_images, json_option, 
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.errors import Forbidden, InvalidInput, NotFound, UnknownImage
-from guesthouse.model.device import parse_publish
+from guesthouse.model.device import parse_publish, ssh_login
 from guesthouse.model.guest import Firmware, check_cpus, check_memory
 from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name
@@ -156,7 +156,9 @@ def say_how_to_reach(guest: GuestView) -> None:
             output.note(f"enter it with: guest shell {guest.name}")
         return
     # Nobody waited for it, so this is where its user learns how it is doing.
-    ways = f"guest console {guest.name} (serial)"
+    login = ssh_login(guest.spec.nics)
+    ways = f"{login}; " if login else ""
+    ways += f"guest console {guest.name} (serial)"
     if guest.spec.display:
         ways += f"; guest screenshot {guest.name}; VNC by the API (/v1/guests/{guest.name}/vnc)"
     output.note(f"reach it by: {ways}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable
 from enum import StrEnum
 
 from guesthouse.errors import InvalidInput
@@ -11,6 +12,9 @@ from guesthouse.model.document import Noun
 
 # Locally administered unicast prefix of our own (IEEE 802: second-least bit of the first octet).
 MAC_PREFIX = "52:67:68"
+_SSH = 22
+# How this host reaches what listens everywhere.
+_NEAR = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing is bound here
 
 
 class Protocol(StrEnum):
@@ -68,6 +72,15 @@ class Nic(Noun, kw_only=True, frozen=True):
     mac: str
     network: str = "builtin"
     ports: tuple[Publish, ...] = ()
+
+
+def ssh_login(nics: Iterable[Nic]) -> str:
+    """The command that logs in over a published port; empty where none leads to port 22."""
+    for port in (port for nic in nics for port in nic.ports):
+        if port.guest_port == _SSH and port.protocol is Protocol.TCP:
+            host = _NEAR.get(port.host_ip, port.host_ip)
+            return f"ssh -p {port.host_port} USER@{host}"
+    return ""
 
 
 def new_mac() -> str:

@@ -13,6 +13,7 @@ from guesthouse.drivers.base import Running
 from guesthouse.errors import AgentUnavailable, InvalidTransition, NotReady
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.ssh import GuestSsh
+from guesthouse.model.device import ssh_login
 from guesthouse.model.guest import Guest, GuestStatus
 from guesthouse.model.states import GuestState, require_state
 
@@ -153,9 +154,8 @@ class LiveGuests:
 def _other_ways(guest: Guest) -> str:
     """How else to reach a guest."""
     ways = f"guest console {guest.name}"
-    ports = [port for nic in guest.spec.nics for port in nic.ports if port.guest_port == 22]
-    if ports:
-        ways += f", or ssh -p {ports[0].host_port} USER@{ports[0].host_ip}"
+    if login := ssh_login(guest.spec.nics):
+        ways += f", or {login}"
     else:
         ways += f", or ssh by a published port: guest publish {guest.name} 2222:22"
     return f"Use its serial console: {ways}"

@@ -11,6 +11,7 @@ import pytest
 from guesthouse.cli.importing import data_of, name_of
 from guesthouse.cli.launch import say_how_to_reach
 from guesthouse.errors import Conflict, InvalidInput, NoSpace
+from guesthouse.model.device import Nic, Publish
 from guesthouse.model.image import Seed
 
 from .cli_room import Room, make_room
@@ -186,6 +187,11 @@ def test_how_a_guest_without_our_port_is_reached(
     said = capfd.readouterr().err
     for words in ("guest console box", "guest screenshot box", "/v1/guests/box/vnc", "no agent"):
         assert words in said
+    assert "ssh -p" not in said
+    port = Publish(host_ip="0.0.0.0", host_port=2222, guest_port=22)
+    nic = Nic(mac="52:67:68:00:00:01", ports=(port,))
+    say_how_to_reach(guest.house.view(guest.house.add("web", ssh_port=False, nics=(nic,))))
+    assert "ssh -p 2222 USER@127.0.0.1; guest console web" in capfd.readouterr().err
     blind = guest.house.add("blind", ssh_port=False, display=False)
     say_how_to_reach(guest.house.view(blind))
     said = capfd.readouterr().err

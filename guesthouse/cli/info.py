@@ -111,7 +111,9 @@ def _readiness(guest: GuestView) -> Rows:
     if guest.state is not GuestState.RUNNING or not (waiting or passed):
         return []
     if not waiting:
-        return [("Ready", "yes")]
+        # Without an agent nobody in there can say so.
+        known = guest.spec.agent or guest.spec.ssh_port
+        return [("Ready", "yes" if known else "not known: its image has no agent")]
     so_far = f" ({passed} passed)" if passed else ""
     rows = [("Ready", f"not yet: waiting for {waiting}{so_far}")]
     return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows

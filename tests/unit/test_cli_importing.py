@@ -179,6 +179,11 @@ def test_files_that_are_no_user_data(
     assert (said.code, "Traceback" in said.err) == (code, False)
 
 
+def test_a_guest_without_an_agent_is_not_said_to_be_ready(guest: Room) -> None:
+    guest.house.add("box", agent=False, ssh_port=False)
+    assert "Ready:     not known: its image has no agent" in guest("info", "box").out
+
+
 def test_how_a_guest_without_our_port_is_reached(
     guest: Room, capfd: pytest.CaptureFixture[str]
 ) -> None:

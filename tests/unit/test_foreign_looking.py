@@ -206,6 +206,11 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "vmdk-tables": (patched(vmdk(), (44, struct.pack("<I", 0))), "damaged", "tables"),
     "vmdk-tables-huge": (patched(vmdk(), (44, b"\xff\xff\xff\xff")), "damaged", "tables"),
     "vmdk-directory-outside": (vmdk(gd_at=1 << 40), "damaged", "grain directory"),
+    "vmdk-odd-end": (
+        vmdk(gd_at=(1 << 64) - 1, footer=vmdk()[:SECTOR] + bytes(SECTOR)) + b"x",
+        "damaged",
+        "whole sector",
+    ),
     "vmdk-no-footer": (vmdk(gd_at=(1 << 64) - 1), "damaged", "footer"),
     "vmdk-no-kind": (vmdk(descriptor().replace(b"createType", b"created")), "damaged", "kind"),
     "vdi-cut": (vdi()[:300], "damaged", "header"),

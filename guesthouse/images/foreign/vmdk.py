@@ -38,6 +38,8 @@ def look(fd: int, most: int) -> Foreign:
         raise _parts("it is a text that names the files in which the disk lies")
     size, gd_at = _header(file, 0, most)
     if gd_at == _AT_END:
+        if file.size % SECTOR:  # QEMU, which counts whole sectors, would look elsewhere than we
+            raise damaged(KIND, "it does not end with a whole sector")
         file.require(file.size - _FOOTER, _FOOTER, "its footer")
         if file.read(file.size - _FOOTER, 4, "its footer") != SPARSE:
             raise damaged(KIND, "it ends before its footer")

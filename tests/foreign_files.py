@@ -203,12 +203,16 @@ def _summed(data: bytearray, at: int) -> bytes:
     return bytes(data)
 
 
-def vhd_footer(kind: int, size: int, *, at: int = SECTOR, sound: bool = True) -> bytes:
+def vhd_footer(
+    kind: int, size: int, *, at: int = SECTOR, sound: bool = True, geometry: int | None = None
+) -> bytes:
+    """:param geometry: bytes that the disk has by its cylinders, as an old program counts."""
+    creator, cylinders = (b"qem2", size) if geometry is None else (b"vpc ", geometry)
     out = bytearray(SECTOR)
     struct.pack_into(">8sIIQ", out, 0, b"conectix", 2, 0x10000, at)
-    struct.pack_into(">I4s", out, 24, 0, b"qem2")
+    struct.pack_into(">I4s", out, 24, 0, creator)
     struct.pack_into(">QQ", out, 40, size, size)
-    struct.pack_into(">HBBI", out, 56, min(size // (SECTOR * 16 * 63), 65535), 16, 63, kind)
+    struct.pack_into(">HBBI", out, 56, min(cylinders // (SECTOR * 16 * 63), 65535), 16, 63, kind)
     _summed(out, 64)
     return bytes(out) if sound else patched(bytes(out), (64, b"\0\0\0\0"))
 
@@ -223,13 +227,14 @@ def vhd(
     table_at: int = 1536,
     magic: bytes = b"cxsparse",
     sound: bool = True,
+    geometry: int | None = None,
 ) -> bytes:
     """A dynamic disk with nothing in it: footer, header, table, footer."""
     header = bytearray(1024)
     struct.pack_into(">8sQQIII", header, 0, magic, (1 << 64) - 1, table_at, 0x10000, entries, block)
     header[40:56] = parent
     _summed(header, 36)
-    footer = vhd_footer(kind, size)
+    footer = vhd_footer(kind, size, geometry=geometry)
     table = b"\xff" * SECTOR
     whole = bytes(header) if sound else patched(bytes(header), (36, b"\0\0\0\0"))
     return footer + whole + table + footer

@@ -19,7 +19,7 @@ from guesthouse.model.ids import new_id
 from guesthouse.model.image import ImageKind, Seed, SourceFormat
 from guesthouse.model.job import Job, JobState
 from guesthouse.model.volume import VolumeFormat
-from tests.foreign_files import MIB, iso, qcow2, vdi
+from tests.foreign_files import MIB, iso, qcow2, vdi, vhd
 from tests.image_house import ImageHouse, image_house
 
 
@@ -233,11 +233,13 @@ async def test_cancelled_in_the_middle(house: ImageHouse, monkeypatch: pytest.Mo
 
 
 async def test_larger_than_the_setting_after_all(tmp_path: Path) -> None:
-    """A VHD says two sizes; what it was converted to counts as well."""
-    async with image_house(tmp_path / "house", most=MIB) as house:
-        job = await imported(house, qcow2())
+    """A VHD says two sizes, and which of them counts depends on who made it."""
+    data = vhd(size=MIB, geometry=16 * MIB, entries=8)
+    async with image_house(tmp_path / "house", most=4 * MIB) as house:
+        job = await imported(house, data)
         assert job.problem is not None
         assert job.problem.detail["reason"] == "too-large"
+        assert leavings(house) == []
 
 
 def test_the_tool_knows_what_we_write(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Protocol(StrEnum):
 
 
 class DiskDevice(StrEnum):
-    """What a disk looks like inside. `cdrom`: a disc in a drive, which boots before the disks."""
+    """What a disk looks like inside. `cdrom`: a disc in a drive, which boots after the disks."""
 
     DISK = "disk"
     CDROM = "cdrom"

@@ -91,6 +91,23 @@ def test_a_disc_boots_and_its_guest_has_an_empty_disk(house: House, tmp_path: Pa
     house.run("image", "rm", "--yes", "talking")
 
 
+def test_what_a_disc_has_installed_boots(house: House, tmp_path: Path) -> None:
+    (tmp_path / "installer.iso").write_bytes(disc("hello from the installer"))
+    (tmp_path / "mbr").write_bytes(disk("hello from the disk")[:512])
+    house.out("image", "import", str(tmp_path / "installer.iso"))
+    house.run("launch", "installer", "box", "--memory", "128M", "--disk", "1G")
+    says(house, "box", "hello from the installer")
+    house.run("stop", "--force", "box")
+    volume = house.json("info", "box")["spec"]["disks"][0]["volume"]
+    (layer,) = (house.state / "pools").rglob(f"{volume}.qcow2")
+    write = f"write -q -s {tmp_path / 'mbr'} 0 512"
+    subprocess.run(["qemu-io", "-c", write, layer], check=True)
+    house.run("start", "box")
+    says(house, "box", "hello from the disk")
+    house.run("rm", "--yes", "--force", "--now", "box")
+    house.run("image", "rm", "--yes", "installer")
+
+
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhdx", "vpc", "raw"])
 def test_disks_of_other_programs_boot(house: House, tmp_path: Path, kind: str) -> None:
     raw, path = tmp_path / "raw", tmp_path / f"disk.{kind}"

@@ -178,10 +178,12 @@ def _is_disc(disk: PlannedDisk) -> bool:
 
 
 def _disks(plan: Plan, sets: dict[str, int]) -> Iterator[str]:
-    """Discs boot before disks: an installer's before the disk that it writes."""
+    """Disks boot before discs. An empty disk does not boot, so an installer's disc does, until it
+    has written the disk.
+    """
     discs = [index for index, disk in enumerate(plan.disks) if _is_disc(disk)]
     disks = [index for index, disk in enumerate(plan.disks) if not _is_disc(disk)]
-    order = {index: place for place, index in enumerate([*discs, *disks], start=1)}
+    order = {index: place for place, index in enumerate([*disks, *discs], start=1)}
     for index, disk in enumerate(plan.disks):
         yield from _chain(f"disk{index}", disk, sets)
         if _is_disc(disk):

@@ -42,6 +42,13 @@ _PATH_TEXT = {
     "host_ip": "Address of the host.",
     "host_port": "Port of the host.",
 }
+# RFC 9110 renamed these, and Python followed in 3.13; the description is the same under each.
+_PHRASES = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 _REF_TEMPLATE = "#/components/schemas/{name}"
 _IVAR = re.compile(r":ivar (\w+): ", re.MULTILINE)
 
@@ -215,7 +222,7 @@ def _responses(described: Described, schemas: _Schemas) -> Json:
     for status, errors in sorted(by_status.items()):
         codes = ", ".join(f"`{error.code}`" for error in errors)
         answers[str(status)] = {
-            "description": f"{HTTPStatus(status).phrase}: {codes}.",
+            "description": f"{_PHRASES.get(status) or HTTPStatus(status).phrase}: {codes}.",
             "content": {PROBLEM_JSON: {"schema": schemas.of(ProblemDetails)}},
         }
     answers["default"] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import OURS, Budget, Figure, table
-from benchmarks.raw import raw_argv
+from benchmarks.raw import opened_by, raw_argv
 
 RECORDED = shlex.split(
     """prlimit --core=0:0 -- setpriv --no-new-privs -- /usr/bin/qemu -name guest=m1 -S
@@ -36,6 +36,13 @@ def test_raw_command_runs_at_once_unless_paused() -> None:
     argv = raw_argv(RECORDED, Path("/r"), OPENED.__getitem__, paused=False)
     assert "-S" not in argv
     assert "-append" in argv
+
+
+def test_descriptors_of_every_disk_have_a_path() -> None:
+    guest = {"launch": {"argv": RECORDED[: RECORDED.index("-kernel")]}, "status": {"pid": 1}}
+    opened = opened_by(guest, {"disk0": [Path("/top"), Path("/base")], "nvram": [Path("/vars")]})
+    names = ("disk0.0", "disk0.0w", "disk0.1", "nvram.0", "nvram.0w")
+    assert [opened(name) for name in names] == ["/top", "/top", "/base", "/vars", "/vars"]
 
 
 def test_ratio_is_taken_within_rounds() -> None:

@@ -24,6 +24,7 @@ from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, HostLacks, Internal
 from guesthouse.host.folders import prepare
 from guesthouse.host.listening import bind
+from guesthouse.host.memory import return_large_blocks
 from guesthouse.host.probe import probe
 from guesthouse.host.secrets import Secrets
 from guesthouse.host.service_manager import ServiceManager
@@ -315,6 +316,7 @@ def main(observer: Observer | None = None) -> int:
         "--shutdown-guests", action="store_true", help="stop all guests, and end; serve nobody"
     )
     options = parser.parse_args()
+    return_large_blocks()
     logging.basicConfig(
         level=os.environ.get("GUESTHOUSE_LOG", "INFO").upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guesthouse.errors import NoMemory
+from guesthouse.errors import InvalidInput, NoMemory
 from guesthouse.host.memory import available
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
@@ -10,13 +10,14 @@ from guesthouse.model.units import format_size
 
 
 def check_total(wanted: int | None, facts: HostFacts) -> None:
-    """Before a guest gets so much. :raise NoMemory: more than this host has in all."""
+    """Before a guest gets so much. :raise InvalidInput: more than this host has in all."""
     if wanted is None or wanted <= facts.memory:
         return
-    raise NoMemory(
+    raise InvalidInput(
         f"No guest can have {format_size(wanted)} of memory here: this host has"
         f" {format_size(facts.memory)} in all.",
         hint="Ask for less.",
+        field="memory",
         wanted=wanted,
         total=facts.memory,
     )

@@ -24,7 +24,7 @@ async def test_more_than_the_host_has_is_refused_at_once(
         await api.patch("/v1/guests/web", json={"memory": TOO_MUCH}),
         await api.post("/v1/guests", json=launch),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (507, "no-memory")
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid-input")
         assert "900T" in answer.json()["detail"]
         assert "64G in all" in answer.json()["detail"]
         assert "big" not in answer.json()["hint"]

@@ -189,7 +189,7 @@ def test_bad_input_is_explained(house: House) -> None:
         ("launch", "no-such-image"): (3, "can be built"),
         ("launch", "micro", "Bad_Name"): (2, "lower-case"),
         ("launch", "micro", "m1"): (5, "m1"),
-        ("launch", "micro", "big", "--memory", "900T"): (8, "memory"),
+        ("launch", "micro", "big", "--memory", "900T"): (2, "memory"),
         ("start", "nobody"): (3, "nobody"),
         ("set", "m1", "cpus=zero"): (2, "cpus"),
         ("launch", "micro", "x", "--publish", "eighty"): (2, "8080:80"),

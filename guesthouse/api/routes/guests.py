@@ -208,7 +208,6 @@ GUEST_ROUTES = [
         "Change a guest.\n\nWhat a running guest cannot take at once is pending until its next "
         "start; `pending` of the guest names it.",
         InvalidTransition,
-        NoMemory,
         method=patch,
     ),
     _verb(

@@ -23,6 +23,7 @@ from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
 from guesthouse.model.states import LIVE, GuestState, require_state
+from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import end_status, exited, launch_guest, with_state
 from guesthouse.store.documents import GUESTS
@@ -30,6 +31,8 @@ from guesthouse.store.documents import GUESTS
 S = GuestState
 STARTABLE = frozenset({S.STOPPED, S.FAILED})
 STOPPABLE = LIVE
+_ENDING_SECONDS = 10.0
+"""What it takes at most to learn how a process ended that is ending now."""
 HOST_SHUTDOWN = "host-shutdown"
 """Reason of a guest that was stopped because its host went down."""
 
@@ -149,10 +152,7 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
         await rooms.documents.guests.update(
             guest.id, lambda g: with_state(g, S.STOPPING, params.cause, "asked to power off")
         )
-        if await _is_paused(live.running):
-            await live.running.resume()  # a paused guest cannot hear that it shall power off
-        how = await _ask(ctx, rooms, guest, params.timeout)
-        reason = "guest-shutdown"
+        how, reason = await _asked(rooms, ctx, guest, live, params.timeout)
     if not how:
         ctx.progress(0.9, "killing it")
         await live.running.kill()
@@ -167,6 +167,25 @@ async def stop_guest(rooms: Rooms, ctx: JobContext, guest: Guest, params: StopPa
 
     await ctx.insist(lambda: rooms.documents.guests.update(guest.id, stopped))
     return how
+
+
+async def _asked(
+    rooms: Rooms, ctx: JobContext, guest: Guest, live: LiveGuest, timeout: float
+) -> tuple[str, str]:
+    """Ask it to power off; answers how it ended and the reason, both empty if it goes on."""
+    try:
+        if await _is_paused(live.running):
+            await live.running.resume()  # a paused guest cannot hear that it shall power off
+        return await _ask(ctx, rooms, guest, timeout), "guest-shutdown"
+    except (NotFound, EngineError):
+        # Somebody else may have ended it just then: that is what was wanted, told as it was.
+        done, _ = await asyncio.wait(
+            {end := asyncio.ensure_future(live.running.wait_exit())}, timeout=_ENDING_SECONDS
+        )
+        if not done:
+            end.cancel()
+            raise
+        return "it ended by another hand", end.result().reason
 
 
 async def _stop_unfollowed(rooms: Rooms, guest: Guest, params: StopParams) -> str:

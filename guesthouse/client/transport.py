@@ -136,20 +136,9 @@ class Transport:
         :param length: of all `pieces` together. :param timeout: seconds of silence that end it.
         :raise DaemonUnreachable: :raise GuesthouseError: as `request`.
         """
-        with self.connect() as sock:
-            sock.settimeout(timeout)
-            head = _head(method, target, "*/*", f"{_BYTES}{length}\r\n")
-            try:
-                _send_all(sock, head, pieces)
-                reader = sock.makefile("rb")
-                status, headers = read_head(reader)
-            except OSError as error:
-                raise _broken(error) from error
-            with reader:
-                stream = Stream(status, headers, reader)
-                if status >= 400:
-                    raise from_problem(stream.read(), status)
-                return Response(status, headers, stream.read())
+        head = _head(method, target, "*/*", f"{_BYTES}{length}\r\n")
+        with self._asked(head, pieces, timeout) as stream:
+            return Response(stream.status, stream.headers, stream.read())
 
     @contextmanager
     def stream(
@@ -165,11 +154,20 @@ class Transport:
 
         :param timeout: seconds of silence after which it is broken; None waits for ever.
         """
+        about = "" if body is None else f"{_JSON}{len(body)}\r\n"
+        head = _head(method, target, accept, about)
+        with self._asked(head, (body or b"",), timeout) as stream:
+            yield stream
+
+    @contextmanager
+    def _asked(
+        self, head: bytes, pieces: Iterable[bytes], timeout: float | None
+    ) -> Iterator[Stream]:
+        """The answer to a request, as `stream`; `pieces` are its body."""
         with self.connect() as sock:
             sock.settimeout(timeout)
-            about = "" if body is None else f"{_JSON}{len(body)}\r\n"
             try:
-                sock.sendall(_head(method, target, accept, about) + (body or b""))
+                _send_all(sock, head, pieces)
                 reader = sock.makefile("rb")
                 status, headers = read_head(reader)
             except OSError as error:

@@ -15,9 +15,9 @@ from guesthouse.images.foreign.window import Foreign, too_large
 from guesthouse.images.spec import part
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
-from guesthouse.model.document import Noun
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image, ImageKind, Seed, SourceFormat
+from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.names import check_image_name
 from guesthouse.model.volume import Volume, VolumeFormat
 from guesthouse.storage.transfer import Way, in_thread, on_loop, sha256_of
@@ -26,19 +26,7 @@ from guesthouse.storage.uploads import Uploads
 _CONVERTED = 0.85  # share of the progress that converting takes
 
 
-class ImportParams(Noun, kw_only=True, frozen=True):
-    """As `imports.ImportImageRequest`."""
-
-    upload: str
-    name: str
-    format: SourceFormat | None = None
-    description: str = ""
-    os: str = ""
-    agent: bool = False
-    seed: Seed = Seed.NOCLOUD
-
-
-class ImportImage(Operation[ImportParams]):
+class ImportImage(Operation[ImportImageRequest]):
     """Look at the upload, convert it to a layer of ours, and name that.
 
     A disc to boot from stays as it is. The upload is gone afterwards, whatever came of it.
@@ -47,17 +35,17 @@ class ImportImage(Operation[ImportParams]):
     """
 
     kind = "image.import"
-    Params = ImportParams
+    Params = ImportImageRequest
 
     def __init__(self, catalogue: Catalogue, uploads: Uploads, *, most: Callable[[], int]) -> None:
         self.catalogue = catalogue
         self.uploads = uploads
         self.most = most
 
-    def locks(self, params: ImportParams) -> tuple[str, ...]:
+    def locks(self, params: ImportImageRequest) -> tuple[str, ...]:
         return (f"images/{params.name}",)
 
-    async def run(self, ctx: JobContext, params: ImportParams) -> dict[str, str]:
+    async def run(self, ctx: JobContext, params: ImportImageRequest) -> dict[str, str]:
         """:raise InvalidInput: the file is refused; `detail["reason"]` says why.
 
         :raise NotFound: there is no such upload. :raise NameTaken: :raise NoSpace:
@@ -82,7 +70,7 @@ class ImportImage(Operation[ImportParams]):
         ctx.progress(1.0, f"{params.name} is ready")
         return {"image": ids["image"], "name": params.name}
 
-    def _look(self, params: ImportParams, volume_id: str) -> Foreign:
+    def _look(self, params: ImportImageRequest, volume_id: str) -> Foreign:
         """What the upload is. A disc's file may have become the layer already."""
         disc = self.catalogue.pool.layers.folder / f"{volume_id}.{VolumeFormat.RAW.value}"
         if disc.is_file():
@@ -94,7 +82,7 @@ class ImportImage(Operation[ImportParams]):
             os.close(fd)
 
     async def _layer(
-        self, ctx: JobContext, params: ImportParams, found: Foreign, volume_id: str
+        self, ctx: JobContext, params: ImportImageRequest, found: Foreign, volume_id: str
     ) -> Volume:
         """The layer in the pool; one that an earlier attempt finished is taken as it is."""
         pool = self.catalogue.pool
@@ -125,7 +113,7 @@ class ImportImage(Operation[ImportParams]):
             note=f"image {params.name}",
         )
 
-    async def _convert(self, ctx: JobContext, params: ImportParams, found: Foreign) -> int:
+    async def _convert(self, ctx: JobContext, params: ImportImageRequest, found: Foreign) -> int:
         target = self.uploads.made(params.upload)
         target.unlink(missing_ok=True)  # what an interrupted attempt left
         doing = f"converting {found.format.value}"
@@ -138,7 +126,9 @@ class ImportImage(Operation[ImportParams]):
             raise too_large(found.format, size, self.most())
         return size
 
-    def _image(self, params: ImportParams, found: Foreign, volume: Volume, image_id: str) -> Image:
+    def _image(
+        self, params: ImportImageRequest, found: Foreign, volume: Volume, image_id: str
+    ) -> Image:
         disc = found.format is SourceFormat.ISO
         return Image(
             id=image_id,

@@ -18,7 +18,7 @@ from guesthouse.guestos.nocloud import CloudInit
 from guesthouse.guestos.ssh import RemoteProcess
 from guesthouse.host.installed import Installed
 from guesthouse.images.building import BuildParams, RemoveParams
-from guesthouse.images.importing import ImportImage, ImportParams, refuse_taken
+from guesthouse.images.importing import ImportImage, refuse_taken
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish, check_publish
@@ -326,7 +326,7 @@ class House:
             )
         return await self.jobs.submit(
             ImportImage.kind,
-            ImportParams(**msgspec.structs.asdict(request)),
+            request,
             target_name=request.name,
             requester=requester,
         )

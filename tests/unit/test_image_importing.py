@@ -14,9 +14,10 @@ import pytest
 
 from guesthouse.errors import NameTaken
 from guesthouse.images import importing
-from guesthouse.images.importing import ImportParams, refuse_taken
+from guesthouse.images.importing import refuse_taken
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import ImageKind, Seed, SourceFormat
+from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.job import Job, JobState
 from guesthouse.model.volume import VolumeFormat
 from tests.foreign_files import MIB, iso, qcow2, vdi, vhd
@@ -40,7 +41,7 @@ async def sent(house: ImageHouse, data: bytes) -> str:
 
 async def imported(house: ImageHouse, data: bytes | str, name: str = "mine", **more: Any) -> Job:
     upload = data if isinstance(data, str) else await sent(house, data)
-    params = ImportParams(upload=upload, name=name, **more)
+    params = ImportImageRequest(upload=upload, name=name, **more)
     job = await house.jobs.submit("image.import", params)
     ended = await house.jobs.wait(job.id, 120)
     await house.view.wait_for(house.documents.store.revision)
@@ -167,7 +168,9 @@ async def test_begun_again_after_any_step(
     async with image_house(folder) as house:
         upload = await sent(house, data)
         struck = _strike(house, monkeypatch, where)
-        job = await house.jobs.submit("image.import", ImportParams(upload=upload, name="mine"))
+        job = await house.jobs.submit(
+            "image.import", ImportImageRequest(upload=upload, name="mine")
+        )
         # A disc is never converted.
         if data != iso() or where != "convert":
             await asyncio.wait_for(struck.wait(), 60)
@@ -225,7 +228,7 @@ def _strike(house: ImageHouse, monkeypatch: pytest.MonkeyPatch, where: str) -> a
 async def test_cancelled_in_the_middle(house: ImageHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     struck = _strike(house, monkeypatch, "convert")
     upload = await sent(house, qcow2(data=b"x"))
-    job = await house.jobs.submit("image.import", ImportParams(upload=upload, name="mine"))
+    job = await house.jobs.submit("image.import", ImportImageRequest(upload=upload, name="mine"))
     await asyncio.wait_for(struck.wait(), 60)
     await house.jobs.cancel(job.id)
     assert (await house.jobs.wait(job.id, 60)).state is JobState.CANCELLED

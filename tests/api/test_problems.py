@@ -126,7 +126,7 @@ async def test_a_body_over_a_mebibyte_is_refused(
 
     content: object = pieces() if chunked else b" " * (40 * 65536)
     headers = {"Content-Type": "application/json"}
-    answer = await api.post(f"{web}/rename", content=content, headers=headers)  # type: ignore[arg-type]
+    answer = await api.post(f"{web}/rename", content=content, headers=headers)  # type: ignore[arg-type]  # headers as the case has them
     assert (answer.status_code, answer.json()["code"]) == (413, "too-large")
     assert (await api.get("/v1")).status_code == 200
 
@@ -157,7 +157,7 @@ async def test_a_defect_is_told_by_a_mark_alone(
     def broken() -> None:
         raise ZeroDivisionError("secret of the house")
 
-    house.info = broken  # type: ignore[assignment, method-assign]
+    house.info = broken  # type: ignore[assignment, method-assign]  # a double of one method
     answer = await api.get("/v1")
     problem = answer.json()
     assert (answer.status_code, problem["code"]) == (500, "internal")

@@ -52,7 +52,7 @@ async def test_the_list_shows_what_only_memory_knows(
     tags, jobs = set(), []
     for change in ({}, {"job": "J"}, {"addresses": ("10.0.2.15",)}, {"pending": ("cpus",)}):
         view = structs.replace(house.guest_view(guest), **change)
-        house.guest_view = lambda _, view=view: view  # type: ignore[method-assign]
+        house.guest_view = lambda _, view=view: view  # type: ignore[method-assign]  # a double of one method
         for _ in range(2):
             answer = await api.get("/v1/guests")
             assert answer.content == encode([view])

@@ -152,14 +152,14 @@ async def test_an_idle_server_does_nothing(served: Served) -> None:
     turns = 0
     select = loop._selector.select  # type: ignore[attr-defined]  # counts the loop's wake-ups
 
-    def counting(timeout=None):  # type: ignore[no-untyped-def]
+    def counting(timeout=None):  # type: ignore[no-untyped-def]  # stands for the selector's method
         nonlocal turns
         turns += 1
         return select(timeout)
 
-    loop._selector.select = counting  # type: ignore[attr-defined]
+    loop._selector.select = counting  # type: ignore[attr-defined]  # asyncio has no name for it
     await asyncio.sleep(2)
-    loop._selector.select = select  # type: ignore[attr-defined]
+    loop._selector.select = select  # type: ignore[attr-defined]  # asyncio has no name for it
     assert turns < 10
     assert time.process_time() - before < 1
 

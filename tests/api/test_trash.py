@@ -36,8 +36,8 @@ async def done(api: httpx.AsyncClient, method: str, path: str, **rest: object) -
 
 
 async def ended(api: httpx.AsyncClient, method: str, path: str, **rest: object) -> Job:
-    params = {**WAIT, **dict(rest.pop("params", {}))}  # type: ignore[call-overload]
-    answer = await api.request(method, path, params=params, **rest)  # type: ignore[arg-type]
+    params = {**WAIT, **dict(rest.pop("params", {}))}  # type: ignore[call-overload]  # rest holds what httpx takes
+    answer = await api.request(method, path, params=params, **rest)  # type: ignore[arg-type]  # rest holds what httpx takes
     assert answer.status_code == 202, answer.text
     return msgspec.json.decode(answer.content, type=Job)
 

@@ -270,12 +270,12 @@ async def test_attach_after_a_reboot_of_the_host(house: DriverHouse) -> None:
     await running.detach()
     before = msgspec.structs.replace(running.record, boot_id="another-boot")
     if house.kind == "fake":
-        house.driver.boot = "the-next-boot"  # type: ignore[attr-defined]
+        house.driver.boot = "the-next-boot"  # type: ignore[attr-defined]  # the fake driver alone has it
     found = await house.driver.attach(launched(guest, before), house.resources(guest))
     assert isinstance(found, Exit)
     assert found.reason == "host-rebooted"
     if house.kind == "fake":
-        house.driver.boot = running.record.boot_id  # type: ignore[attr-defined]
+        house.driver.boot = running.record.boot_id  # type: ignore[attr-defined]  # the fake driver alone has it
 
 
 async def test_attach_without_a_launch(house: DriverHouse) -> None:

@@ -228,7 +228,7 @@ async def test_lost_monitor_is_connected_again(house: DriverHouse) -> None:
     guest = micro_guest()
     running = await launch(house, guest)
     events = running.events()
-    session = running._session  # type: ignore[attr-defined]
+    session = running._session  # type: ignore[attr-defined]  # the connection itself is to be cut
     transport = session._client._writer.transport
     transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
     await until(events, "lost")

@@ -120,6 +120,19 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any
 
     def _route(self, parts: list[str], query: dict[str, str], body: Any) -> None:
+        for route in (
+            self._route_house,
+            self._route_guests,
+            self._route_guest,
+            self._route_images,
+            self._route_jobs,
+        ):
+            if route(parts, query, body):
+                return
+        raise NotFound(f"There is nothing at {self.path}.")
+
+    def _route_house(self, parts: list[str], query: dict[str, str], body: Any) -> bool:
+        """Whether it was about the house as a whole, and answered; as the others below."""
         house = self.house
         match [self.command, *parts]:
             case ["GET"]:
@@ -137,6 +150,48 @@ class _Handler(BaseHTTPRequestHandler):
                         **house.notices,
                     )
                 )
+            case ["GET", "recovery"]:
+                self._json(RecoverySurvey(findings=tuple(house.lost)))
+            case ["POST", "recovery"]:
+                house.lost = []
+                self._job("house.recover", None)
+            case ["GET", "support-bundle"]:
+                self._streamed("application/gzip")
+                for piece in house.bundle:
+                    self._chunk(piece)
+                if house.bundle_breaks:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return True
+                self._chunk(b"")
+            case ["GET", "checkup"]:
+                self._json(Checkup(checks=house.checks))
+            case ["GET", "host"] | ["POST", "host", "probe"]:
+                self._json(
+                    HostFacts(
+                        boot_id="b",
+                        kernel="6.1",
+                        os="Debian 12",
+                        cpus=2,
+                        memory=8 << 30,
+                        cgroups="v2",
+                        root=False,
+                        accelerator="tcg",
+                        accelerator_reason="no /dev/kvm",
+                        qemu=None,
+                        capabilities=house.capabilities,
+                        probed_at=time.time(),
+                    )
+                )
+            case ["POST", "daemon", "stop"]:
+                self._send(202, b"{}")
+                house.stopped.set()
+            case _:
+                return False
+        return True
+
+    def _route_guests(self, parts: list[str], query: dict[str, str], body: Any) -> bool:
+        house = self.house
+        match [self.command, *parts]:
             case ["GET", "guests"]:
                 found = [house.view(guest) for guest in house.guests.values()]
                 self._send(200, encode(found), notice=bool(house.notices))
@@ -149,19 +204,6 @@ class _Handler(BaseHTTPRequestHandler):
                 guest = house.guest(ref)
                 house.remove(guest, now="now" in query)
                 self._job("guest.delete", guest)
-            case ["GET", "recovery"]:
-                self._json(RecoverySurvey(findings=tuple(house.lost)))
-            case ["POST", "recovery"]:
-                house.lost = []
-                self._job("house.recover", None)
-            case ["GET", "support-bundle"]:
-                self._streamed("application/gzip")
-                for piece in house.bundle:
-                    self._chunk(piece)
-                if house.bundle_breaks:
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    return
-                self._chunk(b"")
             case ["GET", "trash"]:
                 self._json([house.view(guest) for guest in house.trash])
             case ["POST", "trash", ref, "undelete"]:
@@ -172,13 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.purge", guest)
             case ["PATCH", "guests", ref]:
                 self._job("guest.set", house.guest(ref))
-            case ["GET", "guests", ref, "usage"]:
-                self._json(house.usage(house.guest(ref)))
-            case ["GET", "checkup"]:
-                self._json(Checkup(checks=house.checks))
             case ["GET", "usage"]:
                 running = [one for one in house.guests.values() if one.status.pid]
                 self._json(sorted(map(house.usage, running), key=lambda one: one.name))
+            case _:
+                return False
+        return True
+
+    def _route_guest(self, parts: list[str], query: dict[str, str], body: Any) -> bool:
+        house = self.house
+        match [self.command, *parts]:
+            case ["GET", "guests", ref, "usage"]:
+                self._json(house.usage(house.guest(ref)))
             case ["GET", "guests", ref, "screenshot"]:
                 house.guest(ref)
                 self._send(200, b"\x89PNG picture", "image/png")
@@ -208,6 +255,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.unpublish", house.guest(ref))
             case ["POST", "guests", ref, verb]:
                 self._job(f"guest.{verb}", house.guest(ref))
+            case _:
+                return False
+        return True
+
+    def _route_images(self, parts: list[str], query: dict[str, str], body: Any) -> bool:
+        house = self.house
+        match [self.command, *parts]:
             case ["GET", "images"]:
                 self._json([house.image_view(one) for one in house.images])
             case ["GET", "images-known"]:
@@ -238,6 +292,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(ImageView.of(found[0]))
             case ["DELETE", "images", *name]:
                 self._job("image.remove", None, of="/".join(name))
+            case _:
+                return False
+        return True
+
+    def _route_jobs(self, parts: list[str], query: dict[str, str], body: Any) -> bool:
+        house = self.house
+        match [self.command, *parts]:
             case ["GET", "jobs"]:
                 self._json(list(house.jobs.values()))
             case ["GET", "jobs", ref]:
@@ -251,28 +312,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if not job.may_cancel:
                     raise Conflict("It may not be cancelled.")
                 self._json(house.finish(job.id, Cancelled("The job was cancelled.")), 202)
-            case ["GET", "host"] | ["POST", "host", "probe"]:
-                self._json(
-                    HostFacts(
-                        boot_id="b",
-                        kernel="6.1",
-                        os="Debian 12",
-                        cpus=2,
-                        memory=8 << 30,
-                        cgroups="v2",
-                        root=False,
-                        accelerator="tcg",
-                        accelerator_reason="no /dev/kvm",
-                        qemu=None,
-                        capabilities=house.capabilities,
-                        probed_at=time.time(),
-                    )
-                )
-            case ["POST", "daemon", "stop"]:
-                self._send(202, b"{}")
-                house.stopped.set()
             case _:
-                raise NotFound(f"There is nothing at {self.path}.")
+                return False
+        return True
 
     def _upload(self, upload: str) -> Upload:
         size = len(self.house.uploads[upload])

@@ -38,8 +38,8 @@ class Toy(Operation[ToyParams]):
         self, kind: str, body: Body, *, may_cancel: bool = True, lock_deadline: float = 600.0
     ) -> None:
         self.kind = kind  # type: ignore[misc]  # one class stands for many kinds here
-        self.may_cancel = may_cancel  # type: ignore[misc]
-        self.lock_deadline = lock_deadline  # type: ignore[misc]
+        self.may_cancel = may_cancel  # type: ignore[misc]  # per object here, the class's elsewhere
+        self.lock_deadline = lock_deadline  # type: ignore[misc]  # per object here, the class's elsewhere
         self.body = body
         self.runs = 0
 

@@ -90,7 +90,7 @@ class House:
         return info
 
     async def run(self, *argv: str, **options: object) -> ExitRecord:
-        key, _ = await self.spawn(*argv, **options)  # type: ignore[arg-type]
+        key, _ = await self.spawn(*argv, **options)  # type: ignore[arg-type]  # options are spawn's own
         return await self.record(key)
 
     def fd_count(self) -> int:

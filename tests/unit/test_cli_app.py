@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,14 +16,7 @@ from guesthouse.cli.command import Command
 from guesthouse.cli.family import Family
 from guesthouse.errors import InUse, NoMemory, all_errors
 
-from .cli_room import Room, make_room
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
+from .cli_room import Room
 
 
 def every_command() -> list[tuple[str, click.Command]]:

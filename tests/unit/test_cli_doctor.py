@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,9 @@ from guesthouse.host.probe_kvm import KvmVerdict, Trial, _failed, without_trial
 from guesthouse.model.checkup import Check, Health
 from guesthouse.model.host import Capability
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 
 QEMU = Capability(name="qemu", available=True, reason="QEMU 7.2.19 at /usr/bin/qemu.")
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def test_all_is_well(guest: Room) -> None:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,7 @@ from guesthouse.cli.terminal import key_name, parse_key
 from guesthouse.errors import InvalidInput
 from guesthouse.model.reports import Exit
 
-from .cli_room import GUEST, Room, make_room
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
+from .cli_room import GUEST, Room
 
 
 def test_streams_and_exit_code(guest: Room) -> None:
@@ -85,8 +77,8 @@ def test_memory_stays_flat_whatever_flows(guest: Room, size: int) -> None:
 
     def feed() -> None:
         for _ in range(size >> 20):
-            process.stdin.write(piece)  # type: ignore[union-attr]
-        process.stdin.close()  # type: ignore[union-attr]
+            process.stdin.write(piece)  # type: ignore[union-attr]  # it was started with a pipe
+        process.stdin.close()  # type: ignore[union-attr]  # it was started with a pipe
 
     threading.Thread(target=feed, daemon=True).start()
     got, early = 0, 0

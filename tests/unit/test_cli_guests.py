@@ -6,8 +6,6 @@ import json
 import os
 import pty
 import termios
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,14 +17,7 @@ from guesthouse.model.guest import BootPath, LaunchRecord
 from guesthouse.model.reports import Readiness
 from guesthouse.model.states import GuestState
 
-from .cli_room import Room, make_room, read_all
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
+from .cli_room import Room, read_all
 
 
 def at_width(guest: Room, columns: int, *arguments: str, env: dict[str, str] | None = None) -> str:
@@ -241,7 +232,7 @@ def test_info_says_why_and_what_next(
 def test_info_of_a_guest_that_is_not_ready_yet(guest: Room) -> None:
     readiness = Readiness(passed=("process",), waiting="kernel", hint="See: guest console web")
     view = guest.house.view
-    guest.house.view = lambda one: msgspec.structs.replace(view(one), readiness=readiness)  # type: ignore[method-assign]
+    guest.house.view = lambda one: msgspec.structs.replace(view(one), readiness=readiness)  # type: ignore[method-assign]  # a double of one method
     out = guest("info", "web").out
     assert "Ready:     not yet: waiting for kernel (process passed)" in out
     assert "           See: guest console web" in out
@@ -251,7 +242,7 @@ def test_info_of_an_older_daemon_that_measures_nothing(guest: Room) -> None:
     def unknown(_: object) -> None:
         raise NotFound("There is nothing at that path.")
 
-    guest.house.usage = unknown  # type: ignore[method-assign]
+    guest.house.usage = unknown  # type: ignore[method-assign]  # a double of one method
     said = guest("info", "web")
     assert said.code == 0
     assert "Disk root: 20G\n" in said.out

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,7 @@ from guesthouse.errors import NotReady
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 
-from .cli_room import Room, make_room
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
-
+from .cli_room import Room
 
 # --- logs ---
 

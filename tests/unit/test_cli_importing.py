@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,10 @@ from guesthouse.errors import Conflict, InvalidInput, NoSpace
 from guesthouse.model.device import Nic, Publish
 from guesthouse.model.image import Seed
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 
 MIB = 1 << 20
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDb0mC0mM0mC0mM0mC0mM0mC0mM0mC0mM0mC0mM0mC0m jo@desk"
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 
 BROKEN = {"guests/1": "It is newer.", "images/2": "It is newer."}
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,9 @@ from guesthouse.errors import Conflict, CorruptStore, Forbidden
 from guesthouse.model.folders import Folders, resolve
 from guesthouse.model.reports import Finding, FindingKind
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 
 KIND = FindingKind
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def lose(guest: Room) -> None:

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from guesthouse.errors import Conflict, InUse
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 from .fake_api import imported
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def test_an_unknown_name_keeps_all_from_being_removed(guest: Room) -> None:

@@ -7,8 +7,6 @@ import pty
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,15 +16,12 @@ from guesthouse.errors import Unavailable
 from guesthouse.model.states import GuestState
 from guesthouse.model.usage import GuestUsage, ProcessUsage
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 
 
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guesthouse.cli.top.ONCE", 0.01)
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def usage(name: str, *, cpu: float, at: float, pid: int = 1, pss: int | None = 100) -> GuestUsage:
@@ -156,10 +151,10 @@ def test_a_daemon_that_fails_for_a_while_is_waited_for(guest: Room) -> None:
     def failing(_: object) -> None:
         raise Unavailable("It is busy with itself.")
 
-    guest.house.usage = failing  # type: ignore[assignment]
+    guest.house.usage = failing  # type: ignore[assignment]  # a double of one method
     process, ours, theirs = _open(guest, "--interval", "0.2")
     _until(ours, b"It is busy with itself.")
-    guest.house.usage = measure  # type: ignore[method-assign]
+    guest.house.usage = measure  # type: ignore[method-assign]  # a double of one method
     _until(ours, b"NAME", b"web")
     os.write(ours, b"q")
     _until(ours, b"\x1b[?1049l")

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from guesthouse.model.states import GuestState
 
-from .cli_room import Room, make_room
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
+from .cli_room import Room
 
 
 def trashed(guest: Room, *names: str) -> None:

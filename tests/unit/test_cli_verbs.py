@@ -7,8 +7,7 @@ import pty
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -18,15 +17,7 @@ from guesthouse.cli.ports import find_port
 from guesthouse.errors import GuesthouseError, InvalidInput, NotFound, UnknownImage
 from guesthouse.model.device import Protocol, Publish
 
-from .cli_room import Room, make_room, read_all
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
-
+from .cli_room import Room, read_all
 
 # --- launch ---
 
@@ -219,7 +210,7 @@ def test_ctrl_c_cancels_and_says_so(guest: Room) -> None:
 def test_ctrl_c_twice_leaves_what_cannot_be_cancelled(guest: Room) -> None:
     guest.house.hold = True
     submit = guest.house.submit
-    guest.house.submit = lambda kind, target: submit(kind, target, may_cancel=False)  # type: ignore[method-assign]
+    guest.house.submit = lambda kind, target: submit(kind, target, may_cancel=False)  # type: ignore[method-assign]  # a double of one method
     process = guest.process("stop", "web")
     job = guest.house.only_job()
     _wait_for_events(guest)

@@ -63,7 +63,7 @@ def test_progress_lines_and_the_end(server: FakeHouse) -> None:
         if len(steps) == 3:
             server.finish(job.id)
     assert [type(step) for step in steps] == [JobProgress, LogLine, JobProgress, Job]
-    assert outcome(steps[-1]).state is JobState.DONE  # type: ignore[arg-type]
+    assert outcome(steps[-1]).state is JobState.DONE  # type: ignore[arg-type]  # the last step is a job
 
 
 def test_a_broken_connection_is_followed_further(server: FakeHouse) -> None:

@@ -199,7 +199,7 @@ def test_not_a_websocket_at_all(tmp_path: Path) -> None:
 
 
 def _run(house: FakeHouse, *argv: str, **options: object) -> tuple[Exit | None, bytes, bytes]:
-    request = ExecRequest(argv=argv, **{"stdin": False, **options})  # type: ignore[arg-type]
+    request = ExecRequest(argv=argv, **{"stdin": False, **options})  # type: ignore[arg-type]  # options are the request's own
     out, err = bytearray(), bytearray()
     with open_command(Transport(str(house.path)), "web", request) as running:
         for channel, data in running.output():

@@ -33,7 +33,7 @@ def disk(**more: Any) -> Volume:
 
 async def put(house: ImageHouse, *documents: Guest | Volume) -> None:
     kinds = [GUESTS if isinstance(one, Guest) else VOLUMES for one in documents]
-    ops = [kind.put_op(one) for kind, one in zip(kinds, documents, strict=True)]  # type: ignore[arg-type]
+    ops = [kind.put_op(one) for kind, one in zip(kinds, documents, strict=True)]  # type: ignore[arg-type]  # kinds and documents go in pairs
     await house.view.wait_for(await house.documents.store.commit(ops))
 
 
@@ -118,7 +118,7 @@ async def test_what_a_dead_daemon_left_is_compared_and_mended(tmp_path: Path) ->
     async with kept(tmp_path) as (_, keeper):
         await until(lambda: copy(tmp_path, absent))
         await keeper.flush()
-        assert [copy(tmp_path, one)["name"] for one in (absent, stale, damaged)] == ["a", "b", "c"]  # type: ignore[index]
+        assert [copy(tmp_path, one)["name"] for one in (absent, stale, damaged)] == ["a", "b", "c"]  # type: ignore[index]  # a copy that is there
         assert (folder / f"{good.id}.json").stat().st_ino == untouched
 
 

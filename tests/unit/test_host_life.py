@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -25,17 +23,10 @@ from guesthouse.model.states import GuestState
 from guesthouse.model.units import parse_seconds
 from guesthouse.operations.hosting import ran_before, stop_groups, wants_start
 
-from .cli_room import Room, make_room
+from .cli_room import Room
 from .fake_house import make_guest
 
 S = GuestState
-
-
-@pytest.fixture
-def guest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Room]:
-    yield from make_room(tmp_path, monkeypatch, capfd)
 
 
 def names(guests: list[Guest]) -> list[str]:

@@ -256,7 +256,7 @@ async def test_a_follower_that_does_not_read_loses_lines_only(house: ToyHouse) -
     await end(house, job)
     items = [item async for item in events]
     assert isinstance(items[0], Job)
-    assert items[-1].state is JobState.DONE  # type: ignore[union-attr]
+    assert items[-1].state is JobState.DONE  # type: ignore[union-attr]  # the last item is a job
     assert 900 < len(items) < 1100
     assert items[-2] == "4999"
 
@@ -513,7 +513,7 @@ async def test_a_full_disk_delays_the_end_but_loses_nothing(
         ctx.final_ops(Put("guests/1", b"running"))
 
     house.toy("toy", body)
-    house.store.failing = failing_writes_of(JobState.DONE)  # type: ignore[assignment]
+    house.store.failing = failing_writes_of(JobState.DONE)  # type: ignore[assignment]  # a double of one method
     job = await house.runner.submit("toy", ToyParams(on=("guests/1",)))
     await until(lambda: "full" in getattr(house.runner.last_progress(job.id), "message", ""))
     assert house.runner.holder("guests/1") == job.id
@@ -531,12 +531,12 @@ async def test_a_failure_is_told_at_once_and_recorded_later(
         raise NotFound("gone")
 
     house.toy("toy", body)
-    house.store.failing = failing_writes_of(JobState.FAILED)  # type: ignore[assignment]
+    house.store.failing = failing_writes_of(JobState.FAILED)  # type: ignore[assignment]  # a double of one method
     job = await house.runner.submit("toy", ToyParams(on=("guests/1",)))
     assert (await end(house, job)).state is JobState.FAILED
     assert not (await stored(house, job)).ended
     assert (await house.runner.get(job.id)).state is JobState.FAILED
-    assert (await collect(house, job))[-1].state is JobState.FAILED  # type: ignore[union-attr]
+    assert (await collect(house, job))[-1].state is JobState.FAILED  # type: ignore[union-attr]  # the last item is a job
     assert house.runner.holder("guests/1") is None
     assert house.runner.active() == []
     house.store.failing = lambda ops: None

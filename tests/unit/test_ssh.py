@@ -84,7 +84,7 @@ async def test_environment_folder_and_what_cannot_be(guest: GuestSsh, tmp_path: 
     await process.close()
     for options in ({"cwd": "/nowhere"}, {"user": "nonesuch-user"}, {"env": {"A B": ""}}):
         with pytest.raises(InvalidInput):
-            await guest.start(["true"], **options)  # type: ignore[arg-type]
+            await guest.start(["true"], **options)  # type: ignore[arg-type]  # options are start's own
 
 
 async def test_a_terminal(guest: GuestSsh) -> None:

@@ -156,7 +156,7 @@ def test_another_user_where_there_is_only_busybox(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_passed_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidInput) as caught:
-        command_text(**{"argv": ["true"], "token": TOKEN, **options})  # type: ignore[arg-type]
+        command_text(**{"argv": ["true"], "token": TOKEN, **options})  # type: ignore[arg-type]  # options are the function's own
     assert caught.value.detail["field"] == next(iter(options))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from guesthouse.errors import Conflict, InvalidInput, NoSpace, NotFound, TooLarge
 from guesthouse.model.ids import new_id
+from guesthouse.model.imports import Upload
 from guesthouse.storage import uploads as module
 from guesthouse.storage.durable import Space
 from guesthouse.storage.uploads import BLOCK, LIFE, Uploads
@@ -123,8 +124,8 @@ async def test_what_a_job_has_is_frozen(uploads: Uploads) -> None:
         await uploads.get(upload.id)
 
 
-async def test_what_is_being_written_cannot_be_used(uploads: Uploads) -> None:
-    upload = await uploads.create(10)
+async def half_written(uploads: Uploads, upload: str) -> tuple[asyncio.Task[Upload], asyncio.Event]:
+    """A write of `ab` that has sent its first half; the event lets it send the other."""
     first, gate = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -133,8 +134,14 @@ async def test_what_is_being_written_cannot_be_used(uploads: Uploads) -> None:
         await gate.wait()
         yield b"b"
 
-    writing = asyncio.create_task(uploads.write(upload.id, 0, slow()))
+    writing = asyncio.create_task(uploads.write(upload, 0, slow()))
     await first.wait()
+    return writing, gate
+
+
+async def test_what_is_being_written_cannot_be_used(uploads: Uploads) -> None:
+    upload = await uploads.create(10)
+    writing, gate = await half_written(uploads, upload.id)
     with pytest.raises(Conflict, match="still being written"):
         uploads.take(upload.id)
     assert await uploads.sweep((), life=-1) == 0
@@ -146,16 +153,7 @@ async def test_what_is_being_written_cannot_be_used(uploads: Uploads) -> None:
 async def test_what_is_discarded_while_it_is_written(uploads: Uploads) -> None:
     """A client that was interrupted may ask before the house has seen its connection end."""
     upload = await uploads.create(10)
-    first, gate = asyncio.Event(), asyncio.Event()
-
-    async def slow() -> AsyncIterator[bytes]:
-        yield b"a"
-        first.set()
-        await gate.wait()
-        yield b"b"
-
-    writing = asyncio.create_task(uploads.write(upload.id, 0, slow()))
-    await first.wait()
+    writing, gate = await half_written(uploads, upload.id)
     await uploads.discard(upload.id)
     assert not list(uploads.root.iterdir())
     gate.set()

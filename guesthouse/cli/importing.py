@@ -21,7 +21,7 @@ from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.cli.transfer import Counter
 from guesthouse.client.house import House
-from guesthouse.errors import Forbidden, GuesthouseError, InvalidInput, NameTaken, NotFound
+from guesthouse.errors import Forbidden, GuesthouseError, InvalidInput, NameTaken, NoSpace, NotFound
 from guesthouse.model.image import ImageKind, Seed, SourceFormat
 from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.names import check_image_name
@@ -160,18 +160,26 @@ def send_file(house: House, path: Path, *, quiet: bool) -> str:
 
 def _send(house: House, fd: int, size: int, *, quiet: bool) -> str:
     stretches = list(data_of(fd, size))
-    upload = house.create_upload(size).id
+    data = sum(end - start for start, end in stretches)
+    upload = house.create_upload(size)
     try:
+        if data > upload.room:
+            raise NoSpace(
+                f"The file has {format_size(data)} of data; the house has room for"
+                f" {format_size(upload.room)}.",
+                hint="Remove what you no longer need (guest rm, guest image rm), or give the house"
+                " a larger file system.",
+            )
         with Counter(quiet=quiet) as counter:
-            counter.expect(sum(end - start for start, end in stretches))
+            counter.expect(data)
             for start, end in stretches:
                 pieces = _pieces(fd, start, end, counter)
-                house.write_upload(upload, start, pieces, end - start)
+                house.write_upload(upload.id, start, pieces, end - start)
     except BaseException:
         with suppress(GuesthouseError):
-            house.discard_upload(upload)
+            house.discard_upload(upload.id)
         raise
-    return upload
+    return upload.id
 
 
 def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -28,12 +28,14 @@ class Upload(Noun, kw_only=True, frozen=True):
     :ivar size: bytes that it has. :ivar stored: bytes that it takes on disk so far; holes take
         none.
     :ivar expires_at: when it is thrown away if nobody uses it (seconds since the epoch).
+    :ivar room: bytes that there is room for beside it; what is larger need not be sent.
     """
 
     id: str
     size: int
     stored: int
     expires_at: float
+    room: int
 
 
 class ImportImageRequest(Noun, kw_only=True, frozen=True):

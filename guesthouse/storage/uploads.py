@@ -79,6 +79,7 @@ class Uploads:
         path = self.path(upload)
         try:
             facts = await asyncio.to_thread(path.stat)
+            free = (await asyncio.to_thread(space_of, self.root)).free
         except FileNotFoundError:
             raise _gone(upload) from None
         return Upload(
@@ -86,6 +87,7 @@ class Uploads:
             size=facts.st_size,
             stored=facts.st_blocks * 512,
             expires_at=max(facts.st_mtime, facts.st_ctime) + LIFE,
+            room=max(0, free - RESERVE),
         )
 
     def path(self, upload: str) -> Path:

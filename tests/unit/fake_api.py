@@ -318,7 +318,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _upload(self, upload: str) -> Upload:
         size = len(self.house.uploads[upload])
-        return Upload(id=upload, size=size, stored=0, expires_at=time.time() + 3600)
+        return Upload(
+            id=upload, size=size, stored=0, expires_at=time.time() + 3600, room=self.house.room
+        )
 
     def _find(self, ref: str) -> Job:
         for job in self.house.jobs.values():

@@ -73,6 +73,7 @@ class FakeHouse:
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
         self.uploads: dict[str, bytearray] = {}
+        self.room = 1 << 40
         self.trash: list[Guest] = []
         self.trash_days = 7
         self.lost: list[Finding] = []

@@ -82,6 +82,21 @@ def test_holes_are_not_sent(guest: Room, tmp_path: Path) -> None:
     assert sum(length for _, length in sent) < MIB
 
 
+def test_what_has_no_room_is_not_sent(guest: Room, tmp_path: Path) -> None:
+    """Only its data counts."""
+    (tmp_path / "big.img").write_bytes(b"x" * 3 * MIB)
+    guest.house.room = 2 * MIB
+    said = guest("image", "import", str(tmp_path / "big.img"))
+    assert said.code == 8
+    assert "3M of data; the house has room for 2M" in said.err
+    assert not guest.house.uploads
+    assert not [verb for verb, _, _ in guest.house.seen if verb == "PUT"]
+    with (tmp_path / "sparse.img").open("wb") as file:
+        file.write(b"x" * MIB)
+        file.truncate(64 * MIB)
+    assert guest("image", "import", str(tmp_path / "sparse.img")).code == 0
+
+
 def test_small_holes_cost_no_request(tmp_path: Path) -> None:
     path = tmp_path / "sparse.img"
     with path.open("wb") as file:

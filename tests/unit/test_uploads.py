@@ -97,7 +97,8 @@ async def test_a_full_disk(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "space_of", lambda _: Space(1 << 30, MIB))
     with pytest.raises(NoSpace, match="take in the upload"):
         await uploads.write(upload.id, 0, pieces(b"x" * MIB))
-    assert (await uploads.get(upload.id)).stored == 0
+    found = await uploads.get(upload.id)
+    assert (found.stored, found.room) == (0, 0)
 
 
 @pytest.mark.parametrize("id", ["", "..", "../secrets/x", "nobody", new_id() + ".new", new_id()])

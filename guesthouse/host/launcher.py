@@ -157,14 +157,14 @@ def tool_identity(*, am_root: bool, subuid: str = "", subgid: str = "") -> Guest
     """
     if not am_root:
         return GuestIdentity(None, None)
-    last = [sum(ranges[-1]) - 1 for ranges in (_ranges(subuid), _ranges(subgid))]
+    last = [sum(ranges[-1]) - 1 for ranges in (reserved_ranges(subuid), reserved_ranges(subgid))]
     return GuestIdentity(last[0], last[1])
 
 
 def _pick(table: str, index: int, file: str) -> int:
     if index < 0:
         raise InvalidInput("A guest's number is not negative.", field="index")
-    ranges = _ranges(table)
+    ranges = reserved_ranges(table)
     for first, count in ranges:
         if index < count:
             return first + index
@@ -176,7 +176,7 @@ def _pick(table: str, index: int, file: str) -> int:
     )
 
 
-def _ranges(table: str) -> list[tuple[int, int]]:
+def reserved_ranges(table: str) -> list[tuple[int, int]]:
     """(first, count) of each range of the first owner who has any; the lines of subuid(5)."""
     for owner in ("guesthouse", "root"):
         found: list[tuple[int, int]] = []

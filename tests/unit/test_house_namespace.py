@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from guesthouse.errors import EngineError, HostLacks, InUse, InvalidInput, ToolFailed, Unavailable
-from guesthouse.host.launcher import Confinement, FdTable, confine
-from guesthouse.host.namespace import holder
+from guesthouse.host.launcher import UNCLAIMED_FIRST, Confinement, FdTable, confine
+from guesthouse.host.namespace import holder, probing
 from guesthouse.host.namespace.entering import PROGRAM
 from guesthouse.host.namespace.holder import Member
 from guesthouse.host.namespace.house import HouseNamespace
@@ -113,6 +113,33 @@ async def test_all_ids_of_the_plan_are_there(house: HouseNamespace) -> None:
 async def test_ensure_again_changes_nothing(house: HouseNamespace) -> None:
     facts = house.facts
     assert await house.ensure() == facts
+
+
+async def test_a_line_added_later_waits_for_the_next_namespace(
+    house: HouseNamespace, tmp_path: Path
+) -> None:
+    """What counts for guests is the map that there is, not what the files say by now."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    for name in ("subuid", "subgid"):
+        (etc / name).write_text(f"{probing.owners()[0]}:1000000:500000\n")
+    another = HouseNamespace(tmp_path, etc=etc)
+    assert (await another.ensure()).origin == "found"
+    assert (another.plan == house.plan) is not AM_ROOT
+    await another.close()
+
+
+async def test_without_ids_there_is_no_namespace_but_for_root(tmp_path: Path) -> None:
+    house = HouseNamespace(tmp_path, etc=tmp_path)
+    if AM_ROOT:
+        await house.ensure()
+        assert house.plan.vm(0).uid == UNCLAIMED_FIRST + 999
+        await house.dissolve()
+        return
+    with pytest.raises(HostLacks) as caught:
+        await house.ensure()
+    assert caught.value.detail["capability"] == "subids"
+    assert not (tmp_path / "namespace.json").exists()
 
 
 # --- the daemon's death, and others -------------------------------------------------------------
@@ -240,6 +267,20 @@ async def test_a_dead_holder_is_replaced_through_our_own_descriptors(house: Hous
     assert await inside(house, "ip", "-o", "link", "show", "br0")
     assert await inside(house, "ls", "/run/kept")
     assert await inside(house, "id", "-u") == "0"
+
+
+async def test_a_record_that_was_removed_is_written_again(
+    house: HouseNamespace, tmp_path: Path
+) -> None:
+    """Somebody cleans up /tmp; the daemon lives and knows better than to make all anew."""
+    before, file = house.facts, tmp_path / "namespace.json"
+    file.unlink()
+    assert await house.ensure() == before
+    assert json.loads(file.read_text())["pid"] == before.pid
+    file.unlink()
+    await kill_holder(house)
+    after = await house.ensure()
+    assert (after.origin, after.net) == ("regained", before.net)
 
 
 async def test_a_dead_holder_is_replaced_through_a_service(house: HouseNamespace) -> None:

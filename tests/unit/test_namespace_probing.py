@@ -195,14 +195,16 @@ async def test_missing_tools_are_named_with_their_packages(
 
 
 @pytest.mark.rootless
-@pytest.mark.parametrize("kind", ["net", "mnt"])
+@pytest.mark.parametrize("kind", ["user", "net", "mnt"])
 async def test_a_limit_of_zero_is_found_out_for_real(kind: str) -> None:
     """In a user namespace of the test's own, where the limit is ours to set."""
     code = """
 import asyncio
 from guesthouse.host.namespace import holder, probing
+from guesthouse.host.namespace.idplan import Extent, IdPlan
 async def main():
-    found = await holder.attempt(probing.wanted_plan())
+    ids = (Extent(0, 0, 1),)
+    found = await holder.attempt(IdPlan(uids=ids, gids=ids, mapped=True))
     why = probing.explain(found, probing.situation())
     print(why.message, "|", why.hint)
 asyncio.run(main())

@@ -50,15 +50,23 @@ async def living(record: Path) -> Record | None:
 
 
 async def ensure(
-    record: Path, plan: IdPlan, *, members: Sequence[Member] = (), doors: Doors | None = None
+    record: Path,
+    plan: IdPlan,
+    *,
+    members: Sequence[Member] = (),
+    known: Record | None = None,
+    doors: Doors | None = None,
 ) -> tuple[Record, Origin] | Failure:
     """Find the holder, or replace it in namespaces that still live, or make all anew.
 
     :param plan: for the id map of a new user namespace.
+    :param known: what the record said when it was last seen; it may have been removed since.
     :param doors: descriptors of the namespaces, if somebody kept them.
     :raise EngineError: the program that does it does not run.
     """
-    kept = {"net": doors.net, "mount": doors.mount} if doors is not None else {}
+    kept: dict[str, object] = {"known": None if known is None else known._asdict()}
+    if doors is not None:
+        kept |= {"net": doors.net, "mount": doors.mount}
     fds = (doors.net, doors.mount) if doors is not None else ()
     answer = await _start(
         {"record": str(record), "members": [list(m) for m in members], **_maps(plan), **kept}, fds

@@ -235,8 +235,9 @@ class HouseNamespace:
 
     async def _new_holder(self, members: tuple[Member, ...]) -> tuple[Record, Origin]:
         wanted = await asyncio.to_thread(probing.wanted_plan, self._etc)
-        doors = None if self._inside is None else self._inside.doors
-        found = await holder.ensure(self._record, wanted, members=members, doors=doors)
+        here = self._inside
+        known, doors = (None, None) if here is None else (here.record, here.doors)
+        found = await holder.ensure(self._record, wanted, members=members, known=known, doors=doors)
         if isinstance(found, Failure):
             raise probing.explain(found, await asyncio.to_thread(probing.situation))
         return found

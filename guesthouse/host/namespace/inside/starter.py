@@ -12,9 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +25,7 @@ from guesthouse.host.namespace.inside.record import FORMAT, Record, holds, ident
 
 _HOLDER = "/run/gh-holder"
 """In the /run of the namespace."""
+_SLEEP = ("/usr/bin/sleep", "/bin/sleep")
 _NO_SUCH_PROGRAM = 127
 
 
@@ -36,7 +35,8 @@ class Specification(NamedTuple):
     `record`: path of the record; the lock lies beside it. `uids` and `gids`: lines of the id maps
     (inside, outside, count) of a new user namespace; none where the host's is used. `members`:
     (pid, start ticks) of processes through which a lost holder's namespaces may be found, `net`
-    and `mount` descriptors of them that were passed. `trial`: make everything, keep nothing, and
+    and `mount` descriptors of them that were passed, `known` the content of the record for the
+    case that its file was removed. `trial`: make everything, keep nothing, and
     open a tap as well.
     """
 
@@ -46,6 +46,7 @@ class Specification(NamedTuple):
     members: Sequence[Sequence[int]] = ()
     net: int | None = None
     mount: int | None = None
+    known: dict[str, Any] | None = None
     trial: bool = False
 
 
@@ -63,6 +64,11 @@ def main() -> int:
 def _ensure(wanted: Specification) -> dict[str, Any]:
     with _locked(wanted.record + ".lock"):
         known = load(wanted.record)
+        if known is None and wanted.known is not None:
+            known = Record(**wanted.known)
+            if holds(known):
+                with step("record"):
+                    save(wanted.record, known)
         if known is not None and holds(known):
             return {"record": known._asdict(), "origin": "found"}
         if known is not None:
@@ -172,6 +178,9 @@ class _Birth:
 
 def _map_ids(pid: int, kind: str, lines: Sequence[Sequence[int]]) -> None:
     """By newuidmap(1) and newgidmap(1), which may map what /etc/subuid and /etc/subgid give us."""
+    # Here, because root's house does not pay for its import.
+    import subprocess
+
     program = f"new{kind}map"
     numbers = [str(number) for line in lines for number in line]
     try:
@@ -233,10 +242,10 @@ def _hold(tells: int) -> NoReturn:
         os.chdir("/")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        program = shutil.which("sleep") or "/bin/sleep"
+        program = next((path for path in _SLEEP if os.path.exists(path)), _SLEEP[0])  # noqa: PTH110
         # ps(1) shows the last part of the path that was executed.
         with suppress(FileExistsError):
-            os.symlink(os.path.realpath(program), _HOLDER)  # noqa: PTH211
+            os.symlink(program, _HOLDER)  # noqa: PTH211
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
@@ -244,7 +253,7 @@ def _hold(tells: int) -> NoReturn:
         os.closerange(3, tells)
         os.closerange(tells + 1, top)
         # The pipe closes by itself when it has become that program.
-        os.execv(_HOLDER, [os.path.basename(program), "infinity"])  # noqa: S606, PTH119
+        os.execv(_HOLDER, ["sleep", "infinity"])  # noqa: S606
 
 
 def _tell(fd: int, message: dict[str, Any]) -> None:

@@ -369,6 +369,16 @@ async def test_a_porter_that_was_killed_is_followed_by_another(house: HouseNames
     await asyncio.gather(*(house.settings({"ipv4/tcp_mtu_probing": "1"}) for _ in range(20)))
 
 
+async def test_a_cancelled_request_leaves_its_answer_to_nobody(house: HouseNamespace) -> None:
+    for _ in range(10):
+        request = asyncio.create_task(house.settings({"ipv4/no_such": "1"}))
+        await asyncio.sleep(0)
+        request.cancel()
+        await house.settings({"ipv4/tcp_mtu_probing": "1"})
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+
 # --- taps ---------------------------------------------------------------------------------------
 
 

@@ -127,10 +127,6 @@ class Porter:
         return porter, greeting
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def alive(self) -> bool:
         return not self._broken and self._process.poll() is None
 

@@ -15,6 +15,11 @@ from guesthouse.host.namespace import probing
 from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.process import is_alive
 
+# Tunnel modules, where loaded, put these into every new network namespace.
+FALLBACKS = frozenset(
+    ["tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"]
+)
+
 
 def need_ids() -> None:
     """Skip where this user has no subordinate ids (root needs none)."""

@@ -17,7 +17,7 @@ from guesthouse.host.namespace.probing import Situation, apparmor_cure, capabili
 from guesthouse.host.spawn import run
 from guesthouse.model.host import Capability
 
-from .namespace_house import need_ids
+from .namespace_house import FALLBACKS, need_ids
 
 DEBIAN = {"ID": "debian"}
 AT = Situation(
@@ -68,6 +68,12 @@ CASES = [
         msgspec.structs.replace(AT, am_root=True),
         "this root may not make it",
         "CAP_SYS_ADMIN and CAP_NET_ADMIN",
+    ),
+    (
+        Failure("mounts", errno.EACCES, ""),
+        msgspec.structs.replace(AT, am_root=True, switches=APPARMOR),
+        "this root may not do what it is for (mounts:",
+        "allow mounts",
     ),
     (Failure("unshare", errno.EINVAL, ""), AT, "this kernel has no", "CONFIG_USER_NS"),
     # Ubuntu: the namespace is made and mapped, and its root may do nothing.
@@ -194,26 +200,84 @@ async def test_missing_tools_are_named_with_their_packages(
     assert "ip, nft, nsenter" in found.reason
 
 
-@pytest.mark.rootless
-@pytest.mark.parametrize("kind", ["user", "net", "mnt"])
-async def test_a_limit_of_zero_is_found_out_for_real(kind: str) -> None:
-    """In a user namespace of the test's own, where the limit is ours to set."""
-    code = """
+TRIAL = """
 import asyncio
 from guesthouse.host.namespace import holder, probing
 from guesthouse.host.namespace.idplan import Extent, IdPlan
 async def main():
     ids = (Extent(0, 0, 1),)
-    found = await holder.attempt(IdPlan(uids=ids, gids=ids, mapped=True))
+    found = await holder.attempt(IdPlan(uids=ids, gids=ids, mapped=%s))
+    if not isinstance(found, holder.Failure) or found.step == "tap":
+        raise SystemExit(f"it works: {found}")
     why = probing.explain(found, probing.situation())
     print(why.message, "|", why.hint)
 asyncio.run(main())
 """
+# As root of a user namespace of the test's own, much may be forbidden that is of the host.
+AS_ROOT_OF_MY_OWN = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("kind", ["user", "net", "mnt"])
+async def test_a_limit_of_zero_is_found_out_for_real(kind: str) -> None:
     script = f'echo 0 > /proc/sys/user/max_{kind}_namespaces && exec "$@"'
-    argv = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"]
-    done = await run([*argv, sys.executable, "-c", code])
+    argv = [*AS_ROOT_OF_MY_OWN, script, "sh", sys.executable, "-c", TRIAL % True]
+    done = await run(argv)
     assert f"user.max_{kind}_namespaces forbids it" in done.text
     assert f"| sudo sysctl -w user.max_{kind}_namespaces=65536" in done.text
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize(
+    ("script", "reason", "cure"),
+    [
+        (
+            "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec",
+            "/proc/sys may not be written",
+            "systempaths=unconfined",
+        ),
+        (
+            "exec setpriv --bounding-set=-sys_admin --inh-caps=-all --",
+            "this root may not make it (Operation not permitted)",
+            "CAP_SYS_ADMIN",
+        ),
+        (
+            "exec setpriv --bounding-set=-net_admin --inh-caps=-all --",
+            "this root may not do what it is for (loopback: Operation not permitted)",
+            "CAP_NET_ADMIN",
+        ),
+    ],
+    ids=["read-only", "sys_admin", "net_admin"],
+)
+async def test_what_containers_forbid_is_found_out_for_real(
+    script: str, reason: str, cure: str
+) -> None:
+    argv = [*AS_ROOT_OF_MY_OWN, f'{script} "$@"', "sh", sys.executable, "-c", TRIAL % False]
+    done = await run(argv)
+    assert reason in done.text
+    assert cure in done.text.partition("|")[2]
+
+
+@pytest.mark.rootless
+async def test_masks_over_sys_cost_only_its_view_of_the_network(tmp_path: Path) -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from guesthouse.host.namespace.house import HouseNamespace
+async def main():
+    house = HouseNamespace(Path(sys.argv[1]))
+    print(*(await house.ensure()).lacks)
+    print((await house.run(["ip", "-o", "link"])).text)
+    await house.dissolve()
+asyncio.run(main())
+"""
+    # The mask is locked only for those in a user namespace below the one that made it.
+    script = 'mount -t tmpfs mask /sys/kernel && exec unshare --user --map-root-user "$@"'
+    argv = [*AS_ROOT_OF_MY_OWN, script, "sh", sys.executable, "-c", code, str(tmp_path)]
+    lacks, links = (await run(argv)).text.split("\n", 1)
+    assert "sysfs" in lacks.split()
+    names = {line.split(":")[1].strip().partition("@")[0] for line in links.splitlines() if line}
+    assert names - FALLBACKS == {"lo"}
 
 
 @pytest.mark.rootless

@@ -42,6 +42,10 @@ _SWITCHES = (
 )
 _REFUSED = (errno.EPERM, errno.EACCES)
 _NO_PROGRAM = 127
+_FOR_ROOT = (
+    "In a container? Let its owner add CAP_SYS_ADMIN and CAP_NET_ADMIN, and allow mounts (seccomp, "
+    "AppArmor)."
+)
 
 
 class Situation(Noun, frozen=True, kw_only=True):
@@ -236,10 +240,7 @@ def _of_unshare(failure: Failure, at: Situation) -> tuple[str, str]:
             "Boot a kernel with CONFIG_USER_NS and CONFIG_NET_NS.",
         )
     if at.am_root:
-        return (
-            f"this root may not make it ({os.strerror(failure.number)}), as in a container",
-            "Let the container's owner add CAP_SYS_ADMIN and CAP_NET_ADMIN.",
-        )
+        return f"this root may not make it ({os.strerror(failure.number)})", _FOR_ROOT
     if at.switches.get("kernel.unprivileged_userns_clone") == "0":
         name = "kernel.unprivileged_userns_clone"
         return f"{name} forbids it", _set([name], "1")
@@ -250,6 +251,8 @@ def _of_act(failure: Failure, at: Situation) -> tuple[str, str]:
     """Something that only root may do was refused to the root of the new namespace."""
     said = failure.said or os.strerror(failure.number)
     if failure.number in _REFUSED:
+        if at.am_root:
+            return f"this root may not do what it is for ({failure.step}: {said})", _FOR_ROOT
         if at.switches.get("kernel.apparmor_restrict_unprivileged_userns") == "1":
             return f"AppArmor forbids it ({failure.step}: {said})", apparmor_cure(at.python)
         return (

@@ -1,6 +1,6 @@
 """A small house for tests of rules, written down briefly: guests, networks and groups by name.
 
-    {"networks": {"lan": {}}, "guests": {"web": {"rules": [{"name": "ssh", "ports": ["22"]}]}}}
+{"networks": {"lan": {}}, "guests": {"web": {"rules": [{"name": "ssh", "ports": ["22"]}]}}}
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Chains of the guests' cards, and the maps that lead packets to them.
 
-A card has a chain for what it sends and one for what it gets, and one for each wall that a rule of
-it opens; a card that no rule and no policy is about has none. Chains of groups and networks are
-shared. Where a chain ends without a verdict the packet goes back to `house`'s.
+A card has a chain for what it sends and one for what it gets; a card that no rule and no policy is
+about has none. Chains of groups and networks are shared. A packet that wants through a wall (it is
+marked) and that nobody let through comes back from there to `house`, which drops it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from guesthouse.model.firewall import Direction, Wall
+from guesthouse.model.firewall import Direction
 from guesthouse.model.network import NetworkKind
 from guesthouse.network.rules.ruleset import Card, Ruleset
 from guesthouse.network.rules.statements import (
+    UNMARKED,
     decided,
     group_name,
     merge,
@@ -21,7 +22,7 @@ from guesthouse.network.rules.statements import (
     set_name,
     step_lines,
 )
-from guesthouse.network.rules.steps import Block, blocks, is_judged
+from guesthouse.network.rules.steps import blocks, is_judged
 from guesthouse.network.rules.text import Table, quoted
 
 PUBLISHED = "house/published"
@@ -57,82 +58,32 @@ def _offer_subnets(table: Table, name: str, texts: tuple[str, ...]) -> None:
 
 
 def card_chains(table: Table, ruleset: Ruleset) -> None:
-    """All chains and maps: `senders` and `receivers*` for rules and policies, `host_senders`,
-    `lan_senders` and `across*` for opened walls."""
-    senders, receivers = {}, {}
-    opened: dict[Wall, dict[str, str]] = {wall: {} for wall in Wall}
+    """All chains, and the maps `senders` and `receivers*` that lead to them."""
+    senders: dict[str, str] = {}
+    receivers: dict[str, str] = {}
     for card in ruleset.cards:
-        if is_judged(ruleset, card, Direction.OUT):
-            senders[card.tap] = _card_chain(table, ruleset, card, Direction.OUT)
-        if is_judged(ruleset, card, Direction.IN):
-            receivers[card.tap] = _card_chain(table, ruleset, card, Direction.IN)
-        for wall in Wall if table.family == "inet" else ():
-            name = _wall_chain(table, ruleset, card, wall)
-            if name:
-                opened[wall][card.tap] = name
+        for direction, chains in ((Direction.OUT, senders), (Direction.IN, receivers)):
+            if is_judged(ruleset, card, direction):
+                chains[card.tap] = f"jump {_card_chain(table, ruleset, card, direction)}"
     if table.family == "bridge":
-        _port_map(table, "senders", senders)
-        _port_map(table, "receivers", receivers)
+        for name, chains in (("senders", senders), ("receivers", receivers)):
+            elements = {quoted(tap): jump for tap, jump in chains.items()}
+            table.map(name, "type ifname : verdict", elements)
         return
-    cards = ruleset.cards
-    _map(table, "senders", "ether_addr", {c.mac: senders.get(c.tap) for c in cards})
-    _map(table, "receivers", "ether_addr", {c.mac: receivers.get(c.tap) for c in cards})
-    _address_maps(table, ruleset, "receivers", receivers)
-    _address_maps(table, ruleset, "across", opened[Wall.NETWORK])
-    for wall in (Wall.HOST, Wall.LAN):
-        chains = {c.mac: opened[wall].get(c.tap) for c in cards}
-        _map(table, f"{wall.value}_senders", "ether_addr", chains)
-
-
-def _port_map(table: Table, name: str, chains: dict[str, str]) -> None:
-    _map(table, name, "ifname", {quoted(tap): chain for tap, chain in chains.items()})
-
-
-def _address_maps(table: Table, ruleset: Ruleset, name: str, chains: dict[str, str]) -> None:
+    for name, chains in (("senders", senders), ("receivers", receivers)):
+        elements = {c.mac: chains[c.tap] for c in ruleset.cards if c.tap in chains}
+        table.map(name, "type ether_addr : verdict", elements)
     for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        _map(
-            table,
-            f"{name}{version}",
-            kind,
-            {a: chains.get(c.tap) for c in ruleset.cards for a in c.of_version(version)},
-        )
-
-
-def _map(
-    table: Table, name: str, kind: str, chains: dict[str, str] | dict[str, str | None]
-) -> None:
-    elements = {key: f"jump {chain}" for key, chain in chains.items() if chain}
-    table.map(name, f"type {kind} : verdict", elements)
+        judged = [card for card in ruleset.cards if card.tap in receivers]
+        elements = {a: receivers[card.tap] for card in judged for a in card.of_version(version)}
+        table.map(f"receivers{version}", f"type {kind} : verdict", elements)
 
 
 def _card_chain(table: Table, ruleset: Ruleset, card: Card, direction: Direction) -> str:
-    lines = _block_lines(table, ruleset, card, blocks(ruleset, card, direction), direction.value)
-    if direction is Direction.IN and table.family == "inet":
-        lines.append(published_line(table))
-        if ruleset.network_of[card.network].kind is NetworkKind.NAT:
-            lines.append(unsolicited_line(table, ruleset))
-    action, key = ruleset.policy_of(card, direction)
-    lines.append(decided(table, ruleset, key, action))
-    return table.chain(_name(direction.value, card.tap), lines)
-
-
-def _wall_chain(table: Table, ruleset: Ruleset, card: Card, wall: Wall) -> str:
-    direction = Direction.IN if wall is Wall.NETWORK else Direction.OUT
-    found = blocks(ruleset, card, direction, wall)
-    if not found:
-        return ""
-    lines = _block_lines(table, ruleset, card, found, wall.value)
-    return table.chain(_name(wall.value, card.tap), lines)
-
-
-def _block_lines(
-    table: Table, ruleset: Ruleset, card: Card, found: tuple[Block, ...], purpose: str
-) -> list[str]:
-    """The card's own rules in place, jumps to shared ones."""
     lines: list[str] = []
-    for block in found:
+    for block in blocks(ruleset, card, direction):
         own = block.owner == f"guest/{card.guest}"
-        name = _name(block.owner.replace("/", "_").lower(), purpose)
+        name = _name(block.owner.lower(), direction.value)
         if own or not table.has_chain(name):
             steps = [line for step in block.steps for line in step_lines(table, ruleset, step)]
             if own:
@@ -140,7 +91,15 @@ def _block_lines(
                 continue
             table.chain(name, steps)
         lines.append(f"jump {name}")
-    return lines
+    action, key = ruleset.policy_of(card, direction)
+    last = decided(table, ruleset, key, action)
+    if table.family == "inet":
+        if direction is Direction.IN:
+            lines.append(published_line(table))
+            if ruleset.network_of[card.network].kind is NetworkKind.NAT:
+                lines.append(unsolicited_line(table, ruleset))
+        last = f"{UNMARKED} {last}"
+    return table.chain(_name(direction.value, card.tap), [*lines, last])
 
 
 def published_line(table: Table) -> str:

@@ -15,7 +15,7 @@ from guesthouse.network.rules.cards import (
     unsolicited_line,
 )
 from guesthouse.network.rules.ruleset import Ruleset, of_kind
-from guesthouse.network.rules.statements import refuse_lines
+from guesthouse.network.rules.statements import MARKS, refuse_lines
 from guesthouse.network.rules.text import Table, quoted
 
 NEIGHBOURS = (
@@ -33,7 +33,8 @@ NEIGHBOURS = (
 KNOWN = ("ct state { established, related } accept", "icmpv6 type @neighbours accept")
 """For the second of two chains, where they have been counted."""
 
-DHCP_PORTS = (67, 547)
+DHCP_PORTS = {4: 67, 6: 547}
+"""Of servers, by version of IP."""
 DNS_PORT = 53
 CLOSED = "house/closed"
 
@@ -44,19 +45,6 @@ def house_chains(table: Table, ruleset: Ruleset) -> None:
     offer_sets(table, ruleset)
     table.chain("refuse", refuse_lines())
     card_chains(table, ruleset)
-    for wall in (Wall.HOST, Wall.LAN):
-        table.chain(
-            f"to_{wall.value}",
-            [f"ether saddr vmap @{wall.value}_senders", dropped(table, f"wall/{wall.value}")],
-        )
-    table.chain(
-        "across",
-        [
-            "ip daddr vmap @across4",
-            "ip6 daddr vmap @across6",
-            dropped(table, f"wall/{Wall.NETWORK.value}"),
-        ],
-    )
     _forwarding(table, ruleset)
     _local(table)
     _translation(table, ruleset)
@@ -84,17 +72,14 @@ def _device_sets(table: Table, ruleset: Ruleset) -> None:
             [f"{quoted(n.bridge)} . {getattr(n, own)}" for n in networks if getattr(n, own)],
         )
     table.set("neighbours", "type icmpv6_type", NEIGHBOURS)
+    _subnet_sets(table, "behind", of_kind(ruleset, NetworkKind.NAT))
+    _subnet_sets(table, "inside", networks)
+
+
+def _subnet_sets(table: Table, name: str, networks: list[Network]) -> None:
     for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        table.set(
-            f"behind{version}",
-            f"type {kind}; flags interval",
-            [
-                str(subnet)
-                for network in of_kind(ruleset, NetworkKind.NAT)
-                for subnet in network.subnets
-                if subnet.version == version
-            ],
-        )
+        subnets = [s for n in networks for s in n.subnets if s.version == version]
+        table.set(f"{name}{version}", f"type {kind}; flags interval", map(str, subnets))
 
 
 def known(table: Table) -> list[str]:
@@ -114,6 +99,14 @@ def dropped(table: Table, key: str) -> str:
     return f"{table.counter(key)} drop comment {quoted(key)}"
 
 
+def _mark(wall: Wall) -> str:
+    return f"meta mark set {MARKS[wall]}"
+
+
+def _shut(table: Table, wall: Wall) -> str:
+    return f"meta mark {MARKS[wall]} {dropped(table, f'wall/{wall.value}')}"
+
+
 def _forwarding(table: Table, ruleset: Ruleset) -> None:
     uplink = quoted(ruleset.uplink)
     alone = dropped(table, "wall/isolated")
@@ -124,11 +117,13 @@ def _forwarding(table: Table, ruleset: Ruleset) -> None:
             *known(table),
             f"iifname @isolated iifname . oifname != @within {alone}",
             f"oifname @isolated iifname . oifname != @within {again}",
-            "iifname @no_host ip daddr @host4 jump to_host",
-            "iifname @no_host ip6 daddr @host6 jump to_host",
-            f"iifname @no_lan oifname {uplink} ip daddr @lan4 jump to_lan",
-            f"iifname @no_lan oifname {uplink} ip6 daddr @lan6 jump to_lan",
+            f"iifname @no_lan oifname {uplink} ip daddr @lan4 {_mark(Wall.LAN)}",
+            f"iifname @no_lan oifname {uplink} ip6 daddr @lan6 {_mark(Wall.LAN)}",
+            f"iifname @no_host ip daddr @host4 {_mark(Wall.HOST)}",
+            f"iifname @no_host ip6 daddr @host6 {_mark(Wall.HOST)}",
             "ether saddr vmap @senders",
+            _shut(table, Wall.HOST),
+            _shut(table, Wall.LAN),
         ],
         hook="filter forward filter - 1 accept",
     )
@@ -137,9 +132,10 @@ def _forwarding(table: Table, ruleset: Ruleset) -> None:
         [
             *KNOWN,
             "ether daddr vmap @receivers",
-            "iifname @bridges oifname @bridges iifname . oifname != @within goto across",
+            "iifname @bridges oifname @bridges iifname . oifname != @within " + _mark(Wall.NETWORK),
             "ip daddr vmap @receivers4",
             "ip6 daddr vmap @receivers6",
+            _shut(table, Wall.NETWORK),
             published_line(table),
             f"oifname @natted {unsolicited_line(table, ruleset)}",
         ],
@@ -149,7 +145,7 @@ def _forwarding(table: Table, ruleset: Ruleset) -> None:
 
 def _local(table: Table) -> None:
     """To the house itself: addresses, names and echoes, each from its own network only."""
-    dhcp = f"iifname @bridges udp dport {{ {', '.join(map(str, DHCP_PORTS))} }}"
+    dhcp = f"iifname @bridges udp dport {{ {', '.join(map(str, DHCP_PORTS.values()))} }}"
     table.chain(
         "sent_local",
         [
@@ -200,7 +196,10 @@ def _translation(table: Table, ruleset: Ruleset) -> None:
                 },
                 keep=True,
             )
-            publishing.append(f"iifname {uplink} dnat {word} to {protocol} dport map @{name}")
+            publishing.append(
+                f"iifname {uplink} {word} daddr != @inside{version} "
+                f"dnat {word} to {protocol} dport map @{name}"
+            )
     table.chain("publishing", publishing, hook="nat prerouting dstnat accept")
     table.chain(
         "masquerading",

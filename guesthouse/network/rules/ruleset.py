@@ -17,7 +17,7 @@ from guesthouse.model.firewall import (
     SecurityGroup,
     Subnet,
 )
-from guesthouse.model.network import Network, NetworkKind, link_local
+from guesthouse.model.network import GATEWAY_LINK_LOCAL, Network, NetworkKind, link_local
 
 PRIVATE = (
     "10.0.0.0/8",
@@ -150,6 +150,12 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
     @cached_property
     def lan_subnets(self) -> tuple[Subnet, ...]:
         return subnets(self.lan)
+
+    @cached_property
+    def reserved(self) -> tuple[str, ...]:
+        """Link-local addresses that only their owners may use: the house's, known ones of cards."""
+        known = (address for card in self.cards for address in card.all_link_locals)
+        return tuple(dict.fromkeys((GATEWAY_LINK_LOCAL, *known)))
 
     def groups_of(self, card: Card) -> tuple[str, ...]:
         """Ids of the groups whose rules apply to the card, each once."""

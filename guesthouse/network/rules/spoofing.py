@@ -12,7 +12,6 @@ from __future__ import annotations
 import ipaddress
 
 from guesthouse.model.firewall import Action, Direction
-from guesthouse.model.network import GATEWAY_LINK_LOCAL
 from guesthouse.network.rules.cards import card_chains, offer_sets
 from guesthouse.network.rules.house import KNOWN, NEIGHBOURS, dropped, known
 from guesthouse.network.rules.ruleset import Ruleset
@@ -50,11 +49,8 @@ def _sets(table: Table, ruleset: Ruleset) -> None:
         "typeof iifname . @th,64,128",
         [f"{quoted(tap)} . {_raw(address)}" for tap, address in own6],
     )
-    reserved = dict.fromkeys(
-        (GATEWAY_LINK_LOCAL, *(address for card in cards for address in card.all_link_locals))
-    )
-    table.set("reserved", "type ipv6_addr", reserved)
-    table.set("reserved_targets", "typeof @th,64,128", map(_raw, reserved))
+    table.set("reserved", "type ipv6_addr", ruleset.reserved)
+    table.set("reserved_targets", "typeof @th,64,128", map(_raw, ruleset.reserved))
     table.set("neighbours", "type icmpv6_type", NEIGHBOURS)
 
 

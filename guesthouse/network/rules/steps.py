@@ -20,9 +20,11 @@ from guesthouse.model.firewall import (
 )
 from guesthouse.network.rules.ruleset import Card, Ruleset
 
+WALLS = {Direction.IN: (Wall.NETWORK,), Direction.OUT: (Wall.HOST, Wall.LAN)}
+
 
 class Step(NamedTuple):
-    """One rule of one owner, made narrower where it stands before a wall.
+    """One rule of one owner.
 
     :ivar key: `guest/ID/NAME`, `group/ID/NAME`, `network/ID/NAME`: its counters' and logs' name.
     :ivar sources: any one of them; none means anyone. `destinations`: likewise.
@@ -33,6 +35,17 @@ class Step(NamedTuple):
     sources: tuple[Endpoint, ...]
     destinations: tuple[Endpoint, ...]
 
+    @property
+    def far(self) -> tuple[Endpoint, ...]:
+        """The end that is not the guest's."""
+        return self.sources if self.rule.direction is Direction.IN else self.destinations
+
+    def narrowed(self, far: tuple[Endpoint, ...]) -> Step:
+        """The same with other far ends."""
+        if self.rule.direction is Direction.IN:
+            return self._replace(sources=far)
+        return self._replace(destinations=far)
+
 
 class Block(NamedTuple):
     """The steps of one owner: `guest/ID`, `group/ID` or `network/ID`; never none."""
@@ -41,55 +54,51 @@ class Block(NamedTuple):
     steps: tuple[Step, ...]
 
 
-def blocks(
-    ruleset: Ruleset, card: Card, direction: Direction, wall: Wall | None = None
-) -> tuple[Block, ...]:
-    """Whom to ask about a packet to or from `card`, in order.
-
-    :param wall: the packet wants through that wall. Then no blocks means that nothing opens it.
-    """
-    found = tuple(_blocks(ruleset, card, direction, wall))
-    if wall and not any(s.rule.action is Action.ACCEPT for b in found for s in b.steps):
-        return ()
-    return found
-
-
-def _blocks(
-    ruleset: Ruleset, card: Card, direction: Direction, wall: Wall | None
-) -> Iterator[Block]:
+def blocks(ruleset: Ruleset, card: Card, direction: Direction) -> tuple[Block, ...]:
+    """Whom to ask about a packet to or from `card`, in order."""
     network = ruleset.network_of[card.network]
     owners = [
         (f"guest/{card.guest}", card.firewall.rules),
         *((f"group/{g}", ruleset.group_of[g].rules) for g in ruleset.groups_of(card)),
         (f"network/{network.id}", network.firewall.rules),
     ]
-    for owner, rules in owners:
-        steps = tuple(
-            step
-            for rule in rules
-            if rule.enabled and rule.direction is direction
-            if (step := _step(ruleset, owner, rule, wall))
-        )
-        if steps:
-            yield Block(owner, steps)
+    found = [Block(owner, tuple(_steps(owner, rules, direction))) for owner, rules in owners]
+    return tuple(block for block in found if block.steps)
 
 
-def _step(ruleset: Ruleset, owner: str, rule: Rule, wall: Wall | None) -> Step | None:
-    sources = tuple(parse_endpoint(text) for text in rule.sources)
-    destinations = tuple(parse_endpoint(text) for text in rule.destinations)
-    if wall and rule.action is Action.ACCEPT:
-        far = sources if rule.direction is Direction.IN else destinations
-        far = tuple(end for end in far if opens(end, wall, ruleset.lan_subnets))
-        if not far:
-            return None
-        if rule.direction is Direction.IN:
-            sources = far
-        else:
-            destinations = far
-    return Step(f"{owner}/{rule.name}", rule, sources, destinations)
+def _steps(owner: str, rules: tuple[Rule, ...], direction: Direction) -> Iterator[Step]:
+    for rule in rules:
+        if rule.enabled and rule.direction is direction:
+            yield Step(
+                f"{owner}/{rule.name}",
+                rule,
+                tuple(parse_endpoint(text) for text in rule.sources),
+                tuple(parse_endpoint(text) for text in rule.destinations),
+            )
+
+
+def opened(ruleset: Ruleset, step: Step, end: Endpoint | None) -> frozenset[Wall]:
+    """The walls that the step opens by naming `end`; None: it names nobody.
+
+    What is forbidden is forbidden at a wall too, so other actions count as opening all.
+    """
+    walls = WALLS[step.rule.direction]
+    if step.rule.action is not Action.ACCEPT:
+        return frozenset(walls)
+    if end is None:
+        return frozenset()
+    return frozenset(wall for wall in walls if opens(end, wall, ruleset.lan_subnets))
 
 
 def is_judged(ruleset: Ruleset, card: Card, direction: Direction) -> bool:
     """Whether anything but `accept` can become of the card's packets by rules or policy."""
     action, _ = ruleset.policy_of(card, direction)
-    return action is not Action.ACCEPT or bool(blocks(ruleset, card, direction))
+    return action is not Action.ACCEPT or any(
+        rule.enabled and rule.direction is direction
+        for rules in (
+            card.firewall.rules,
+            ruleset.network_of[card.network].firewall.rules,
+            *(ruleset.group_of[group].rules for group in ruleset.groups_of(card)),
+        )
+        for rule in rules
+    )

@@ -29,6 +29,7 @@ class Table:
         self._counters = dict(counters)
         self._sets: dict[str, str] = {}
         self._kept: set[str] = set()
+        self._shared: dict[tuple[str, str, tuple[str, ...]], str] = {}
         self._chains: dict[str, list[str]] = {}
 
     def chain(self, name: str, lines: Iterable[str], *, hook: str = "") -> str:
@@ -53,6 +54,14 @@ class Table:
     def map(self, name: str, key: str, elements: Mapping[str, str], *, keep: bool = False) -> None:
         """:param key: `type KEY : VALUE` or `typeof KEY : VALUE`."""
         self._add("map", name, key, (f"{k} : {v}" for k, v in elements.items()), keep)
+
+    def shared(self, name: str, key: str, elements: list[str]) -> str:
+        """The name of a set of exactly these, made once: anonymous ones cost a load much time."""
+        wanted = (name, key, tuple(elements))
+        if wanted not in self._shared:
+            self._shared[wanted] = f"{name}_{len(self._shared) + 1}"
+            self.set(self._shared[wanted], key, elements)
+        return self._shared[wanted]
 
     def _add(self, word: str, name: str, key: str, elements: Iterable[str], keep: bool) -> None:
         lines = [f"\t{word} {name} {{", *(f"\t\t{part}" for part in key.split("; "))]

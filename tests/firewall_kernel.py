@@ -155,6 +155,8 @@ class KernelHouse:
         ]
         self.space.ok("ip", "-batch", "-", text="\n".join(lines) + "\n")
         for card in ruleset.cards:
+            # A lie that gets through in a control run must not move a card for the bridge.
+            self.space.ok("bridge", "link", "set", "dev", card.tap, "learning", "off")
             self.space.ok("bridge", "fdb", "add", card.mac, "dev", card.tap, "master", "static")
         self.settings(
             {

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from guesthouse.model.document import Noun
 
 TABLE = "guesthouse"
+ON_ONE_LINE = 8
+"""Elements of a set; more get a line each."""
 _REFERENCE = re.compile(r"@([a-z][a-z0-9_]*)(?![\w,])")
 
 
@@ -66,7 +68,9 @@ class Table:
     def _add(self, word: str, name: str, key: str, elements: Iterable[str], keep: bool) -> None:
         lines = [f"\t{word} {name} {{", *(f"\t\t{part}" for part in key.split("; "))]
         listed = list(elements)
-        if listed:
+        if listed and len(listed) <= ON_ONE_LINE:
+            lines.append(f"\t\telements = {{ {', '.join(listed)} }}")
+        elif listed:
             lines.append("\t\telements = {")
             lines += [f"\t\t\t{element}," for element in listed[:-1]]
             lines += [f"\t\t\t{listed[-1]}", "\t\t}"]

@@ -17,6 +17,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +35,12 @@ MAX_NOTE = 200
 
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+
+
+@lru_cache(maxsize=4096)
+def _network(text: str) -> Subnet:
+    """A thousand rules ask for the same few networks many times."""
+    return ipaddress.ip_network(text)
 
 
 class Direction(StrEnum):
@@ -93,7 +100,7 @@ class Endpoint(NamedTuple):
     @property
     def subnet(self) -> Subnet:
         """Of a CIDR."""
-        return ipaddress.ip_network(self.value)
+        return _network(self.value)
 
     @property
     def is_single(self) -> bool:
@@ -209,7 +216,7 @@ def parse_ports(text: str, *, field: str = "ports") -> tuple[int, int]:
 def parse_cidr(text: str, *, field: str = "cidr") -> Subnet:
     """An address or a network. :raise InvalidInput: neither, or bits set behind the mask."""
     try:
-        return ipaddress.ip_network(text)
+        return _network(text)
     except ValueError:
         pass
     try:

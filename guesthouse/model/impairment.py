@@ -21,7 +21,8 @@ _FACTOR = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 class Impairment(Noun, kw_only=True, frozen=True):
     """Of one direction.
 
-    :ivar latency: seconds added to each packet. :ivar jitter: up to so many more or less, seconds.
+    :ivar latency: seconds added to each packet. :ivar jitter: up to so many more or less, seconds;
+        packets overtake one another by it.
     :ivar loss: share of packets that are lost, 0 to 1.
     :ivar reorder: share of packets that overtake others, 0 to 1; needs a latency.
     :ivar rate: bits per second at most; 0 for no limit.

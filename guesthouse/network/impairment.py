@@ -5,7 +5,8 @@ there, where none are, so it is led through an `ifb` device and queued on its wa
 
     latency, jitter, reorder   netem
     rate                       netem, else tbf
-    loss                       netem, else nft's lots (numgen)
+    loss                       netem, else nft's lots (numgen); by lots too where a guest's own
+                               packets are only lost, which needs no ifb
 
 What the kernel cannot do is refused by name. Facts: tc-netem(8), tc-tbf(8), nft(8) on numgen;
 kernel options CONFIG_NET_SCH_NETEM, CONFIG_NET_SCH_TBF, CONFIG_NFT_NUMGEN, CONFIG_IFB.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
+
+import msgspec
 
 from guesthouse.errors import HostLacks
 from guesthouse.model.document import Noun
@@ -61,15 +64,29 @@ def plan(tap: str, wanted: NicImpairment, kernel: Shaping) -> Plan:
     """
     check_impairment(wanted.incoming, field="incoming")
     check_impairment(wanted.outgoing, field="outgoing")
-    queued_in = _queue(wanted.incoming, kernel)
-    queued_out = _queue(wanted.outgoing, kernel)
+    drawn_in = bool(wanted.incoming.loss) and not kernel.netem
+    drawn_out = bool(wanted.outgoing.loss) and (not kernel.netem or _is_loss_alone(wanted, kernel))
+    queued_in = _queue(_without_loss(wanted.incoming, drawn_in), kernel)
+    queued_out = _queue(_without_loss(wanted.outgoing, drawn_out), kernel)
     commands: list[tuple[str, ...]] = []
     if queued_in:
         commands.append(("tc", "qdisc", "add", "dev", tap, "root", *queued_in))
     if queued_out:
         _require(kernel.ifb, "ifb", "Queueing what a guest sends", "CONFIG_IFB", "ifb")
         commands += _through_ifb(tap, queued_out)
-    return Plan(undo=_undo(tap), commands=tuple(commands), rules=_rules(tap, wanted, kernel))
+    lost_in = wanted.incoming.loss if drawn_in else 0.0
+    lost_out = wanted.outgoing.loss if drawn_out else 0.0
+    rules = _rules(tap, lost_in, lost_out, kernel)
+    return Plan(undo=_undo(tap), commands=tuple(commands), rules=rules)
+
+
+def _is_loss_alone(wanted: NicImpairment, kernel: Shaping) -> bool:
+    """Lots are drawn where the packet comes in: no queue, no other device."""
+    return kernel.numgen and wanted.outgoing == Impairment(loss=wanted.outgoing.loss)
+
+
+def _without_loss(wanted: Impairment, drawn: bool) -> Impairment:
+    return msgspec.structs.replace(wanted, loss=0.0) if drawn else wanted
 
 
 def _undo(tap: str) -> tuple[tuple[str, ...], ...]:
@@ -144,23 +161,24 @@ def _led(tap: str, device: str) -> list[tuple[str, ...]]:
     ]
 
 
-def _rules(tap: str, wanted: NicImpairment, kernel: Shaping) -> str:
+def _rules(tap: str, lost_in: float, lost_out: float, kernel: Shaping) -> str:
     """The first two lines take away what was there, whether it was or not."""
     table = f"bridge {table_name(tap)}"
     lines = [f"table {table}", f"delete table {table}"]
     chains: list[str] = []
-    for name, where, device, impaired in (
-        ("gets", "postrouting priority 300", "oifname", wanted.incoming),
+    for name, where, device, share in (
+        ("gets", "postrouting priority 300", "oifname", lost_in),
         # After the checks of what a card may claim, so that these count all lies.
-        ("sends", "prerouting priority -250", "iifname", wanted.outgoing),
+        ("sends", "prerouting priority -250", "iifname", lost_out),
     ):
-        if impaired.loss and not kernel.netem:
+        if share:
             _require(kernel.numgen, "nft-numgen", "Loss", "CONFIG_NFT_NUMGEN", "nft_numgen")
-            drawn = f"numgen random mod {LOTS} < {round(impaired.loss * LOTS)}"
+            lost = max(1, round(share * LOTS))
+            drawn = f"numgen random mod {LOTS} < {lost} " if lost < LOTS else ""
             chains += [
                 f"\tchain {name} {{",
                 f"\t\ttype filter hook {where}; policy accept;",
-                f'\t\t{device} "{tap}" {drawn} counter drop comment "loss/{name}"',
+                f'\t\t{device} "{tap}" {drawn}counter drop comment "loss/{name}"',
                 "\t}",
             ]
     if chains:

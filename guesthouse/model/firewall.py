@@ -34,13 +34,14 @@ MAX_ENDPOINTS = 256
 MAX_NOTE = 200
 
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
+_CIDR = re.compile(r"[0-9A-Fa-f:.]{2,45}(/\d{1,3})?", re.ASCII)  # no zones, no dotted masks
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 @lru_cache(maxsize=4096)
 def _network(text: str) -> Subnet:
     """A thousand rules ask for the same few networks many times."""
-    return ipaddress.ip_network(text)
+    return ipaddress.ip_network(text, strict=False)
 
 
 class Direction(StrEnum):
@@ -216,17 +217,15 @@ def parse_ports(text: str, *, field: str = "ports") -> tuple[int, int]:
 def parse_cidr(text: str, *, field: str = "cidr") -> Subnet:
     """An address or a network. :raise InvalidInput: neither, or bits set behind the mask."""
     try:
-        return _network(text)
-    except ValueError:
-        pass
-    try:
-        meant = ipaddress.ip_network(text, strict=False)
+        meant = _network(text if _CIDR.fullmatch(text) else "")
     except ValueError:
         raise InvalidInput(
             f"{text!r} is neither an IP address nor a network.",
             hint="Write an address (192.0.2.7, fd00::7) or a network (192.0.2.0/24, fd00::/64).",
             field=field,
         ) from None
+    if meant.network_address == ipaddress.ip_address(text.partition("/")[0]):
+        return meant
     raise InvalidInput(
         f"{text!r} has bits set behind its mask.", hint=f"Write {meant}.", field=field
     )

@@ -161,7 +161,7 @@ def _check_own(network: Network) -> None:
             f"{network.kind.value}.",
             field="uplink",
         )
-    if not network.subnets:
+    if not network.subnet4 and not network.subnet6:
         raise InvalidInput("The network has neither IPv4 nor IPv6.", field="subnet4")
     if network.subnet4:
         subnet = parse_cidr(network.subnet4, field="subnet4")
@@ -169,7 +169,7 @@ def _check_own(network: Network) -> None:
             raise InvalidInput(
                 f"{network.subnet4} is not an IPv4 network of /8 to /29.", field="subnet4"
             )
-        _check_usable(subnet, "subnet4")
+        _check_usable(subnet, network.subnet4, "subnet4")
     if network.subnet6:
         subnet = parse_cidr(network.subnet6, field="subnet6")
         if subnet.version != 6 or subnet.prefixlen != 64:
@@ -178,12 +178,16 @@ def _check_own(network: Network) -> None:
                 "addresses (RFC 4291 section 2.5.1).",
                 field="subnet6",
             )
-        _check_usable(subnet, "subnet6")
+        _check_usable(subnet, network.subnet6, "subnet6")
     if network.dhcp:
         _check_dhcp(network, network.dhcp)
 
 
-def _check_usable(subnet: Subnet, field: str) -> None:
+def _check_usable(subnet: Subnet, text: str, field: str) -> None:
+    if str(subnet) != text:
+        raise InvalidInput(
+            f"{text!r} is not spelled as usual.", hint=f"Write {subnet}.", field=field
+        )
     if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.is_unspecified:
         raise InvalidInput(f"{subnet} cannot be the network of guests.", field=field)
     for own in map(ipaddress.ip_network, UPLINK_SUBNETS):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from guesthouse.errors import ToolFailed
-from guesthouse.model.document import decode_strict
 from guesthouse.network.rules.text import TABLE, Count
 
 LIST = (
@@ -39,8 +40,14 @@ def read_counters(*outputs: bytes) -> dict[str, Count]:
 
 
 def _entries(output: bytes) -> list[dict[str, Any]]:
-    raw = decode_strict(output, dict[str, Any], what="output of nft")
-    entries = raw.get("nftables")
-    if not isinstance(entries, list):
-        raise ToolFailed("nft listed no rules.", hint="Guesthouse needs nft 0.9.4 or newer.")
-    return [entry for entry in entries if isinstance(entry, dict)]
+    try:
+        return msgspec.json.decode(output, type=_Listing).nftables
+    except msgspec.DecodeError as error:
+        raise ToolFailed(
+            f"What nft listed cannot be read: {error}.",
+            hint="Guesthouse needs nft 0.9.4 or newer, with JSON.",
+        ) from None
+
+
+class _Listing(msgspec.Struct):
+    nftables: list[dict[str, Any]]

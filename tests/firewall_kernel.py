@@ -201,7 +201,7 @@ class KernelHouse:
         self.space.ok("nft", "-f", "-", text=text)
 
     def counters(self) -> dict[str, Count]:
-        return read_counters(*(self.space.ok(*argv).encode() for argv in LIST))
+        return read_counters(self.space.ok(*LIST).encode())
 
     def mac(self, device: str) -> str:
         return self._macs[device]

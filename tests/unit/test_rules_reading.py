@@ -34,9 +34,15 @@ def counted(comment: str, packets: int, table: str = "guesthouse") -> dict[str, 
 
 
 def test_rules_with_one_name_are_added_up() -> None:
-    one = listing(counted("guest/a/x", 1), counted("guest/a/x", 2), counted("wall/host", 4))
-    two = listing(counted("guest/a/x", 3), counted("other", 9, "somebody"), {"expr": ["accept"]})
-    assert read_counters(one, two) == {
+    output = listing(
+        counted("guest/a/x", 1),
+        counted("guest/a/x", 2),
+        counted("wall/host", 4),
+        counted("guest/a/x", 3, "guesthouse_b"),
+        counted("other", 9, "somebody"),
+        {"expr": ["accept"]},
+    )
+    assert read_counters(output) == {
         "guest/a/x": Count(packets=6, bytes=360),
         "wall/host": Count(packets=4, bytes=240),
     }

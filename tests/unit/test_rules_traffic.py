@@ -4,17 +4,24 @@ one after another. Real packets in namespaces."""
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import struct
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from guesthouse.model.device import Protocol
 from guesthouse.network.rules.compiling import (
+    CHAINS,
     bridge_settings,
     compile_ruleset,
+    compile_staged,
+    next_table,
     publish_text,
     unpublish_text,
 )
@@ -230,3 +237,70 @@ def test_a_thousand_rules_are_taken_and_all_count(kernel: KernelHouse) -> None:
     keys = {key for key in kernel.counters() if key.startswith("guest/")}
     assert len(keys) == 1000
     assert passes(kernel, WEB, DB, (next(PORTS), 9))
+
+
+def thousand(**more: dict[str, Any]) -> Ruleset:
+    rules = [
+        {
+            "name": f"r{n}",
+            "protocol": "tcp",
+            "ports": [f"{1000 + n}"],
+            "sources": ["198.51.100.0/24"],
+        }
+        for n in range(1000)
+    ]
+    return small(web={"rules": rules}, **more)
+
+
+def test_stages_act_at_once_and_only_at_the_end(kernel: KernelHouse) -> None:
+    load(kernel, small(db={"policy": {"incoming": "drop"}}))
+    first = next_table(kernel.space.ok(*CHAINS).encode())
+    *stages, last = compile_staged(thousand(), table=first)
+    assert len(stages) > 2
+    for text in stages:
+        kernel.load(text)
+        assert not passes(kernel, WEB, DB, (next(PORTS), 9)), "the old rules hold"
+    kernel.load(last)
+    assert passes(kernel, WEB, DB, (next(PORTS), 9)), "the new rules hold"
+    tables = kernel.space.ok("nft", "list", "tables").splitlines()
+    assert tables == [f"table bridge {first}", f"table inet {first}"]
+
+    second = next_table(kernel.space.ok(*CHAINS).encode())
+    assert second != first
+    for text in compile_staged(small(db={"policy": {"incoming": "drop"}}), table=second)[:-1]:
+        kernel.load(text)
+    # The load breaks off here: the next one sweeps up, and takes the same name.
+    assert next_table(kernel.space.ok(*CHAINS).encode()) == second
+    for text in compile_staged(small(db={"policy": {"incoming": "drop"}}), table=second):
+        kernel.load(text)
+    assert not passes(kernel, WEB, DB, (next(PORTS), 9))
+    assert first not in kernel.space.ok("nft", "list", "tables")
+
+
+def test_stages_are_the_same_rules(kernel: KernelHouse) -> None:
+    def listed() -> list[str]:
+        """By lines: the order of chains is not that of their making."""
+        text = kernel.space.ok("nft", "list", "ruleset")
+        return sorted(re.sub(r"guesthouse_\w", "guesthouse", text).splitlines())
+
+    load(kernel, thousand(db={"policy": {"incoming": "reject"}}))
+    whole = listed()
+    for text in compile_staged(
+        thousand(db={"policy": {"incoming": "reject"}}), table="guesthouse_a", budget=64 << 10
+    ):
+        kernel.load(text)
+    assert listed() == whole
+
+
+def test_a_house_without_root_takes_a_thousand_rules() -> None:
+    """Root in a user namespace of its own is nobody to the host: nft's socket stays narrow."""
+    texts = compile_staged(thousand(), table="guesthouse_a")
+    script = "for n in $(seq 0 $1); do nft -f $2/$n || exit 1; done; nft list ruleset"
+    with tempfile.TemporaryDirectory() as folder:
+        for number, text in enumerate(texts):
+            Path(folder, str(number)).write_text(text)
+        alone = ["unshare", "--user", "--map-root-user", "--net"]
+        argv = [*alone, "sh", "-c", script, "sh", str(len(texts) - 1), folder]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(" comment ") > 1000

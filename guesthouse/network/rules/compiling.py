@@ -1,4 +1,4 @@
-"""The whole house's ruleset as one text for `nft -f -`, which the kernel takes as a whole or not.
+"""The whole house's ruleset as text for `nft -f -`, which the kernel takes as a whole or not.
 
 Names of the rules are comments, which `counters` reads back. Answers to what was allowed before
 pass: the kernel's table of connections is not touched by a load.
@@ -10,11 +10,19 @@ from collections.abc import Mapping
 
 from guesthouse.errors import HostLacks
 from guesthouse.model.firewall import Direction
+from guesthouse.network.rules.counters import read_listing
 from guesthouse.network.rules.house import house_chains
 from guesthouse.network.rules.ruleset import Published, Ruleset
 from guesthouse.network.rules.spoofing import bridge_chains
 from guesthouse.network.rules.steps import is_judged
-from guesthouse.network.rules.text import TABLE, Count, Table
+from guesthouse.network.rules.text import NAMES, TABLE, Count, Table
+
+WITHOUT_ROOT = 160_000
+"""Bytes of netlink in one load. Without CAP_NET_ADMIN on the host itself nft cannot widen its
+socket (SO_SNDBUFFORCE, socket(7)), and the kernel refuses what is longer than that takes: 212,960
+where net.core.wmem_default is as the kernel has it. A thousand rules are three times as much."""
+
+CHAINS = ("nft", "-j", "list", "chains")
 
 
 def compile_ruleset(ruleset: Ruleset, counters: Mapping[str, Count] | None = None) -> str:
@@ -24,6 +32,58 @@ def compile_ruleset(ruleset: Ruleset, counters: Mapping[str, Count] | None = Non
     :raise HostLacks: there are rules, and the kernel could not hold them between the guests of
         one bridge.
     """
+    return "".join(table.text() for table in _tables(ruleset, counters))
+
+
+def compile_staged(
+    ruleset: Ruleset,
+    counters: Mapping[str, Count] | None = None,
+    *,
+    table: str,
+    budget: int = WITHOUT_ROOT,
+) -> tuple[str, ...]:
+    """The same for a house without root, whose kernel takes little at once.
+
+    Each text is loaded by a run of nft of its own, in order. All but the last fill a table that
+    does not act yet; the last makes it act and takes away the one that did, at once. If one fails
+    the old rules stay, and the next load sweeps up.
+
+    :param table: see `next_table`. :param budget: bytes of netlink at once, at least 64 KiB.
+        Raises as `compile_ruleset`.
+    """
+    tables = _tables(ruleset, counters)
+    stages = [""]
+    room = budget
+    for cost, text in (part for each in tables for part in each.parts(table)):
+        if cost > room:
+            stages.append("")
+            room = budget
+        stages[-1] += text
+        room -= cost
+    swept = "".join(
+        f"table {each.family} {other}\ndelete table {each.family} {other}\n"
+        for each in tables
+        for other in NAMES
+        if other != table
+    )
+    return (*stages, swept + "".join(each.hooks(table) for each in tables))
+
+
+def next_table(chains: bytes) -> str:
+    """The name for the next `compile_staged`: not that of the table that acts now.
+
+    :param chains: what `CHAINS` prints. :raise ToolFailed: it is no listing of nft.
+    """
+    acting = {
+        entry["chain"]["table"]
+        for entry in read_listing(chains)
+        if "hook" in entry.get("chain", {})
+    }
+    return next(name for name in NAMES[1:] if name not in acting)
+
+
+def _tables(ruleset: Ruleset, counters: Mapping[str, Count] | None) -> tuple[Table, Table]:
+    """For bridges first: what guests claim is checked before anything else acts."""
     ruleset.check()
     if not ruleset.features.bridge_state and _is_judged(ruleset):
         raise HostLacks(
@@ -39,7 +99,7 @@ def compile_ruleset(ruleset: Ruleset, counters: Mapping[str, Count] | None = Non
     inet = Table("inet", {key: last[key] for key in last if not _is_of_bridge(key)})
     house_chains(inet, ruleset)
     bridge_chains(bridge, ruleset)
-    return bridge.text() + inet.text()
+    return bridge, inet
 
 
 def _is_of_bridge(key: str) -> bool:
@@ -63,14 +123,14 @@ def bridge_settings(ruleset: Ruleset) -> dict[str, str]:
     }
 
 
-def publish_text(port: Published) -> str:
+def publish_text(port: Published, table: str = TABLE) -> str:
     """For `nft -f -`: opens one port without a load of all rules."""
     return (
-        f"add element inet {TABLE} {port.map_name} "
+        f"add element inet {table} {port.map_name} "
         f"{{ {port.port} : {port.address} . {port.guest_port} }}\n"
     )
 
 
-def unpublish_text(port: Published) -> str:
+def unpublish_text(port: Published, table: str = TABLE) -> str:
     """For `nft -f -`: closes one port. Connections that use it go on."""
-    return f"delete element inet {TABLE} {port.map_name} {{ {port.port} }}\n"
+    return f"delete element inet {table} {port.map_name} {{ {port.port} }}\n"

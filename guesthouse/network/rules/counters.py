@@ -7,16 +7,13 @@ from typing import Any
 import msgspec
 
 from guesthouse.errors import ToolFailed
-from guesthouse.network.rules.text import TABLE, Count
+from guesthouse.network.rules.text import NAMES, Count
 
-LIST = (
-    ("nft", "-j", "list", "table", "inet", TABLE),
-    ("nft", "-j", "list", "table", "bridge", TABLE),
-)
-"""Commands whose outputs `read_counters` reads; nft without `-j` cannot be read reliably."""
+LIST = ("nft", "-j", "list", "ruleset")
+"""The command whose output `read_counters` reads."""
 
 
-def read_counters(*outputs: bytes) -> dict[str, Count]:
+def read_counters(output: bytes) -> dict[str, Count]:
     """By the rule's key; several rules of nft with one key are added up.
 
     Packets that rules accept are the first ones of their connections: answers and what follows
@@ -25,21 +22,21 @@ def read_counters(*outputs: bytes) -> dict[str, Count]:
     :raise ToolFailed: it is not what `nft -j list` prints.
     """
     found: dict[str, Count] = {}
-    for output in outputs:
-        for entry in _entries(output):
-            rule = entry.get("rule", {})
-            key = rule.get("comment")
-            if not key or rule.get("table") != TABLE:
-                continue
-            for statement in rule.get("expr", []):
-                counter = statement.get("counter") if isinstance(statement, dict) else None
-                if isinstance(counter, dict):
-                    more = Count(packets=counter["packets"], bytes=counter["bytes"])
-                    found[key] = found.get(key, Count()).plus(more)
+    for entry in read_listing(output):
+        rule = entry.get("rule", {})
+        key = rule.get("comment")
+        if not key or rule.get("table") not in NAMES:
+            continue
+        for statement in rule.get("expr", []):
+            counter = statement.get("counter") if isinstance(statement, dict) else None
+            if isinstance(counter, dict):
+                more = Count(packets=counter["packets"], bytes=counter["bytes"])
+                found[key] = found.get(key, Count()).plus(more)
     return found
 
 
-def _entries(output: bytes) -> list[dict[str, Any]]:
+def read_listing(output: bytes) -> list[dict[str, Any]]:
+    """The entries of what `nft -j list …` prints. :raise ToolFailed: it is none."""
     try:
         return msgspec.json.decode(output, type=_Listing).nftables
     except msgspec.DecodeError as error:

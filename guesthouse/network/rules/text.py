@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from guesthouse.model.document import Noun
 
 TABLE = "guesthouse"
+NAMES = (TABLE, f"{TABLE}_a", f"{TABLE}_b")
+"""Of tables; the second and third where a ruleset is too long for one load and they take turns."""
+
 ON_ONE_LINE = 8
 """Elements of a set; more get a line each."""
+
+# What nft 1.0.6 makes of it, measured and rounded up: 104 bytes for `drop`, up to 75 for each word
+# of a short rule and 46 of a long one, 60 for an element of a map.
+COST_OF_NAME = 100
+COST_OF_RULE = 180
+COST_OF_WORD = 48
+SOME = 50
+T = TypeVar("T")
 _REFERENCE = re.compile(r"@([a-z][a-z0-9_]*)(?![\w,])")
 
 
@@ -29,27 +41,27 @@ class Table:
     def __init__(self, family: str, counters: Mapping[str, Count]) -> None:
         self.family = family
         self._counters = dict(counters)
-        self._sets: dict[str, str] = {}
+        self._sets: dict[str, _Set] = {}
         self._kept: set[str] = set()
         self._shared: dict[tuple[str, str, tuple[str, ...]], str] = {}
         self._chains: dict[str, list[str]] = {}
+        self._hooks: dict[str, str] = {}
 
     def chain(self, name: str, lines: Iterable[str], *, hook: str = "") -> str:
         """:param hook: of a base chain, `filter forward filter - 1 accept`: type, hook, priority
         (of any number of words) and policy. :return: the name."""
-        head = []
         if hook:
             kind, where, *priority, policy = hook.split()
             order = " ".join(priority)
-            head = [f"type {kind} hook {where} priority {order}; policy {policy};"]
-        self._chains[name] = [*head, *lines]
+            self._hooks[name] = f"type {kind} hook {where} priority {order}; policy {policy};"
+        self._chains[name] = list(lines)
         return name
 
     def has_chain(self, name: str) -> bool:
         return name in self._chains
 
     def set(self, name: str, key: str, elements: Iterable[str], *, keep: bool = False) -> None:
-        """:param key: `type …`, `typeof …`, with `flags interval;` before it for networks.
+        """:param key: `type …`, `typeof …`, with `; flags interval` behind it for networks.
         :param keep: write it even if nothing here refers to it."""
         self._add("set", name, key, elements, keep)
 
@@ -66,15 +78,7 @@ class Table:
         return self._shared[wanted]
 
     def _add(self, word: str, name: str, key: str, elements: Iterable[str], keep: bool) -> None:
-        lines = [f"\t{word} {name} {{", *(f"\t\t{part}" for part in key.split("; "))]
-        listed = list(elements)
-        if listed and len(listed) <= ON_ONE_LINE:
-            lines.append(f"\t\telements = {{ {', '.join(listed)} }}")
-        elif listed:
-            lines.append("\t\telements = {")
-            lines += [f"\t\t\t{element}," for element in listed[:-1]]
-            lines += [f"\t\t\t{listed[-1]}", "\t\t}"]
-        self._sets[name] = "\n".join([*lines, "\t}"])
+        self._sets[name] = _Set(f"{word} {name}", tuple(key.split("; ")), tuple(elements))
         if keep:
             self._kept.add(name)
 
@@ -83,20 +87,77 @@ class Table:
         last = self._counters.pop(key, None)
         return f"counter packets {last.packets} bytes {last.bytes}" if last else "counter"
 
-    def text(self) -> str:
+    def text(self, name: str = TABLE) -> str:
         """Replaces the table as a whole: the first line makes the second one succeed."""
-        named = f"{self.family} {TABLE}"
-        used = self._kept | {
-            name
-            for lines in self._chains.values()
-            for line in lines
-            for name in _REFERENCE.findall(line)
-        }
-        parts = [f"table {named}", f"delete table {named}", f"table {named} {{"]
-        parts += [text for name, text in self._sets.items() if name in used]
-        for name, lines in self._chains.items():
-            parts += [f"\tchain {name} {{", *(f"\t\t{line}" for line in lines), "\t}"]
-        return "\n".join([*parts, "}"]) + "\n"
+        chains = [line for chain in self._chains for line in self._chain(chain)]
+        sets = [line for used in self._used() for line in used.lines()]
+        return self._renewed(name, [*sets, *chains])
+
+    def parts(self, name: str) -> Iterator[tuple[int, str]]:
+        """The table but for its base chains, in small texts that are loaded in order, together or
+        not: nothing of it acts until `hooks` is loaded. Each comes with a high estimate of the
+        bytes of netlink that nft makes of it."""
+        yield 3 * COST_OF_NAME, self._renewed(name, [])
+        for cost, lines in self._parts():
+            yield cost, self._named(name, lines)
+
+    def _parts(self) -> Iterator[tuple[int, list[str]]]:
+        plain = [chain for chain in self._chains if chain not in self._hooks]
+        for chain in plain:
+            yield COST_OF_NAME, [f"chain {chain} {{", "}"]
+        for each in self._used():
+            for some in _slices(each.elements, SOME) or [()]:
+                yield COST_OF_NAME * (1 + len(some)), each._replace(elements=tuple(some)).lines()
+        for chain in plain:
+            for rules in _slices(self._chains[chain], SOME):
+                cost = sum(COST_OF_RULE + COST_OF_WORD * len(rule.split()) for rule in rules)
+                yield cost, [f"chain {chain} {{", *(f"\t{rule}" for rule in rules), "}"]
+
+    def hooks(self, name: str) -> str:
+        """What makes the parts act."""
+        lines = [line for chain in self._hooks for line in self._chain(chain)]
+        return self._named(name, lines)
+
+    def _used(self) -> list[_Set]:
+        lines = (line for lines in self._chains.values() for line in lines)
+        used = self._kept | {name for line in lines for name in _REFERENCE.findall(line)}
+        return [each for name, each in self._sets.items() if name in used]
+
+    def _chain(self, name: str) -> list[str]:
+        head = [self._hooks[name]] if name in self._hooks else []
+        return [f"chain {name} {{", *(f"\t{x}" for x in (*head, *self._chains[name])), "}"]
+
+    def _renewed(self, name: str, lines: list[str]) -> str:
+        named = f"table {self.family} {name}"
+        return f"{named}\ndelete {named}\n" + self._named(name, lines)
+
+    def _named(self, name: str, lines: list[str]) -> str:
+        body = "".join(f"\t{line}\n" for line in lines)
+        return f"table {self.family} {name} {{\n{body}}}\n"
+
+
+class _Set(NamedTuple):
+    """:ivar head: `set NAME` or `map NAME`."""
+
+    head: str
+    key: tuple[str, ...]
+    elements: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        return [f"{self.head} {{", *(f"\t{part}" for part in self.key), *self.filling(), "}"]
+
+    def filling(self) -> list[str]:
+        listed = self.elements
+        if not listed:
+            return []
+        if len(listed) <= ON_ONE_LINE:
+            return [f"\telements = {{ {', '.join(listed)} }}"]
+        most = [f"\t\t{element}," for element in listed[:-1]]
+        return ["\telements = {", *most, f"\t\t{listed[-1]}", "\t}"]
+
+
+def _slices(values: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 def quoted(text: str) -> str:

@@ -17,7 +17,7 @@ from guesthouse.network.rules.spoofing import bridge_chains
 from guesthouse.network.rules.steps import is_judged
 from guesthouse.network.rules.text import NAMES, TABLE, Count, Table
 
-WITHOUT_ROOT = 160_000
+WITHOUT_ROOT = 200_000
 """Bytes of netlink in one load. Without CAP_NET_ADMIN on the host itself nft cannot widen its
 socket (SO_SNDBUFFORCE, socket(7)), and the kernel refuses what is longer than that takes: 212,960
 where net.core.wmem_default is as the kernel has it. A thousand rules are three times as much."""
@@ -52,14 +52,11 @@ def compile_staged(
         Raises as `compile_ruleset`.
     """
     tables = _tables(ruleset, counters)
-    stages = [""]
-    room = budget
-    for cost, text in (part for each in tables for part in each.parts(table)):
-        if cost > room:
-            stages.append("")
-            room = budget
-        stages[-1] += text
-        room -= cost
+    stages, room = [""], budget
+    for each in tables:
+        texts, room = each.stages(table, budget, room)
+        stages[-1] += texts[0]
+        stages += texts[1:]
     swept = "".join(
         f"table {each.family} {other}\ndelete table {each.family} {other}\n"
         for each in tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from functools import cached_property
 
@@ -18,6 +19,9 @@ from guesthouse.model.firewall import (
     Subnet,
 )
 from guesthouse.model.network import GATEWAY_LINK_LOCAL, Network, NetworkKind, link_local
+
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 PRIVATE = (
     "10.0.0.0/8",
@@ -174,31 +178,63 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
         return Action.ACCEPT, f"house/policy-{direction.value}"
 
     def check(self) -> None:
-        """:raise InvalidInput: something refers to what is not there, or names are not unique."""
+        """Rules are checked where they are written down; this is about what is around them, of
+        which nothing may reach nft unread.
+
+        :raise InvalidInput: something is not spelled as it must be, refers to what is not there,
+            or is there twice.
+        """
         for index, card in enumerate(self.cards):
-            if card.network not in self.network_of:
-                raise InvalidInput(
-                    f"Card {card.tap} is on a network that is not there.",
-                    field=f"cards[{index}].network",
-                )
-            missing = [group for group in self.groups_of(card) if group not in self.group_of]
-            if missing:
-                raise InvalidInput(
-                    f"Card {card.tap} names the group {missing[0]}, which is not there.",
-                    field=f"cards[{index}].firewall.groups",
-                )
+            self._check_card(card, f"cards[{index}]")
+        for index, port in enumerate(self.published):
+            _check_spelling(port.address, f"published[{index}].address")
         for name, values in (
             ("tap", [card.tap for card in self.cards]),
             ("mac", [card.mac for card in self.cards]),
             ("address", [address for card in self.cards for address in card.addresses]),
         ):
-            twice = [value for value, count in Counter(values).items() if count > 1]
-            if twice:
-                raise InvalidInput(f"Two cards have the {name} {twice[0]}.", field="cards")
+            if twice := _twice(values):
+                raise InvalidInput(f"Two cards have the {name} {twice}.", field="cards")
+        if twice := _twice([f"{port.map_name}/{port.port}" for port in self.published]):
+            raise InvalidInput(f"A port is published twice: {twice}.", field="published")
+        if not _DEVICE.fullmatch(self.uplink):
+            raise InvalidInput(f"{self.uplink!r} is not a device.", field="uplink")
+
+    def _check_card(self, card: Card, field: str) -> None:
+        if not _DEVICE.fullmatch(card.tap):
+            raise InvalidInput(f"{card.tap!r} is not a device.", field=f"{field}.tap")
+        if not _MAC.fullmatch(card.mac):
+            raise InvalidInput(f"{card.mac!r} is not a MAC.", field=f"{field}.mac")
+        for address in (*card.addresses, *card.link_locals):
+            _check_spelling(address, f"{field}.addresses")
+        if card.network not in self.network_of:
+            raise InvalidInput(
+                f"Card {card.tap} is on a network that is not there.", field=f"{field}.network"
+            )
+        missing = [group for group in self.groups_of(card) if group not in self.group_of]
+        if missing:
+            raise InvalidInput(
+                f"Card {card.tap} names the group {missing[0]}, which is not there.",
+                field=f"{field}.firewall.groups",
+            )
 
     @cached_property
     def bridges(self) -> dict[str, Network]:
         return {network.bridge: network for network in self.networks}
+
+
+def _twice(values: list[str]) -> str:
+    """Some value that is there more than once; empty if none is."""
+    return next((value for value, count in Counter(values).items() if count > 1), "")
+
+
+def _check_spelling(text: str, field: str) -> None:
+    try:
+        usual = str(ipaddress.ip_address(text))
+    except ValueError:
+        usual = ""
+    if text != usual or "%" in text:
+        raise InvalidInput(f"{text!r} is not an IP address in its usual spelling.", field=field)
 
 
 def subnets(texts: tuple[str, ...]) -> tuple[Subnet, ...]:

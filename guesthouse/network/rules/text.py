@@ -15,11 +15,12 @@ NAMES = (TABLE, f"{TABLE}_a", f"{TABLE}_b")
 ON_ONE_LINE = 8
 """Elements of a set; more get a line each."""
 
-# What nft 1.0.6 makes of it, measured and rounded up: 104 bytes for `drop`, up to 75 for each word
-# of a short rule and 46 of a long one, 60 for an element of a map.
+# What nft 1.0.6 makes of it, measured and rounded up: 104 bytes for `drop`, the length of names and
+# 180 for each thing that is looked at, 60 for an element of a map.
 COST_OF_NAME = 100
-COST_OF_RULE = 180
-COST_OF_WORD = 48
+COST_OF_RULE = 130
+COST_OF_LOOK = 160
+_LOOKS = re.compile(r"addr |port |proto |ifname |mark |state |status |type |limit |vmap |frag|@th")
 SOME = 50
 T = TypeVar("T")
 _REFERENCE = re.compile(r"@([a-z][a-z0-9_]*)(?![\w,])")
@@ -93,15 +94,27 @@ class Table:
         sets = [line for used in self._used() for line in used.lines()]
         return self._renewed(name, [*sets, *chains])
 
-    def parts(self, name: str) -> Iterator[tuple[int, str]]:
-        """The table but for its base chains, in small texts that are loaded in order, together or
-        not: nothing of it acts until `hooks` is loaded. Each comes with a high estimate of the
-        bytes of netlink that nft makes of it."""
-        yield 3 * COST_OF_NAME, self._renewed(name, [])
-        for cost, lines in self._parts():
-            yield cost, self._named(name, lines)
+    def stages(self, name: str, budget: int, room: int) -> tuple[list[str], int]:
+        """The table but for its base chains, in texts that are loaded in order: nothing of it acts
+        until `hooks` is loaded.
+
+        :param budget: bytes of netlink that a text may become, by a high estimate.
+        :param room: the same for the first text. :return: the texts, and what is left of the last.
+        """
+        texts = [self._renewed(name, [])]
+        lines: list[str] = []
+        for cost, part in self._parts():
+            if cost > room:
+                texts[-1] += self._named(name, lines)
+                texts.append("")
+                lines, room = [], budget
+            lines += part
+            room -= cost
+        texts[-1] += self._named(name, lines)
+        return texts, room
 
     def _parts(self) -> Iterator[tuple[int, list[str]]]:
+        """Small parts in the order in which they can be loaded, with what each costs."""
         plain = [chain for chain in self._chains if chain not in self._hooks]
         for chain in plain:
             yield COST_OF_NAME, [f"chain {chain} {{", "}"]
@@ -110,11 +123,13 @@ class Table:
                 yield COST_OF_NAME * (1 + len(some)), each._replace(elements=tuple(some)).lines()
         for chain in plain:
             for rules in _slices(self._chains[chain], SOME):
-                cost = sum(COST_OF_RULE + COST_OF_WORD * len(rule.split()) for rule in rules)
-                yield cost, [f"chain {chain} {{", *(f"\t{rule}" for rule in rules), "}"]
+                yield (
+                    sum(map(_cost, rules)),
+                    [f"chain {chain} {{", *(f"\t{rule}" for rule in rules), "}"],
+                )
 
     def hooks(self, name: str) -> str:
-        """What makes the parts act."""
+        """What makes the stages act."""
         lines = [line for chain in self._hooks for line in self._chain(chain)]
         return self._named(name, lines)
 
@@ -154,6 +169,11 @@ class _Set(NamedTuple):
             return [f"\telements = {{ {', '.join(listed)} }}"]
         most = [f"\t\t{element}," for element in listed[:-1]]
         return ["\telements = {", *most, f"\t\t{listed[-1]}", "\t}"]
+
+
+def _cost(rule: str) -> int:
+    """Bytes of netlink, estimated high."""
+    return COST_OF_RULE + len(rule) + COST_OF_LOOK * len(_LOOKS.findall(rule))
 
 
 def _slices(values: Sequence[T], size: int) -> list[Sequence[T]]:

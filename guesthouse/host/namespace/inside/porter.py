@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     with socket.socket(fileno=number) as daemon:
         try:
             _enter(user, net, mount)
-            greeting: dict[str, Any] = {"lacks": prepare.network()}
+            greeting: dict[str, Any] = {"lacks": prepare.network(new=False)}
         except prepare.Failed as why:
             greeting = {"failed": {"step": why.step, "number": why.number, "said": why.said}}
         _send(daemon, (greeting, []))

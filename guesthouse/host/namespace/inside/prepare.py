@@ -62,9 +62,10 @@ def _own_sysfs() -> None:
     os.rmdir(new)  # noqa: PTH106
 
 
-def network() -> list[str]:
+def network(*, new: bool) -> list[str]:
     """Loopback up, forwarding on, bridged packets seen by the bridge's own rules alone.
 
+    :param new: nobody has loaded rules yet, which may want bridged packets after all.
     Returns what this kernel has not: `ipv6`. :raise Failed:
     """
     with step("loopback"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as via:
@@ -79,8 +80,8 @@ def network() -> list[str]:
     else:
         lacks.append("ipv6")
     # 1 in every new network namespace. Not there while the module br_netfilter is not loaded,
-    # which may happen at any time: whoever enters again does this again.
-    for name in _BRIDGE_CALLS:
+    # which may happen at any time: whoever loads rules says what they need.
+    for name in _BRIDGE_CALLS if new else ():
         with step("bridge-nf-call"), suppress(FileNotFoundError):
             setting("bridge/" + name, "0")
     return lacks

@@ -200,7 +200,7 @@ def _be_holder(wanted: Specification, lost: Record | None, hears: int, tells: in
         os.umask(0o077)
         try:
             lacks = _new(wanted, hears, tells) if lost is None else _again(wanted, lost)
-            lacks += prepare.network()
+            lacks += prepare.network(new=True)
             if wanted.trial:
                 with step("tap"):
                     os.close(kernel.open_tap("trial", persist=False))

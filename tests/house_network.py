@@ -1,7 +1,7 @@
 """A house's network for a test, with guests that are network namespaces of their own.
 
-Each guest has a tap `eth0` in its namespace, and its frames are carried by hand between that tap and
-the one that the house gave to its card, as a VMM does. So it runs for root and for a user alike.
+Each guest has a tap `eth0` in its namespace, and its frames are carried by hand between that tap
+and the one that the house gave to its card, as a VMM does. It runs for root and for a user alike.
 """
 
 from __future__ import annotations
@@ -323,6 +323,11 @@ class TestHouse:
         """Everything of it is gone but what it started; nothing is told."""
         await self.network._let_go()
         await self.namespace.close()
+
+    async def another_daemon_with(self, guest: TestGuest, *ports: Publish) -> None:
+        """One that was told of these ports of the guest."""
+        self.records.seats[guest.id, 0] = msgspec.structs.replace(guest.seat, ports=ports)
+        await self.another_daemon()
 
     async def another_daemon(self) -> None:
         self.namespace = HouseNamespace(self.folder)

@@ -228,9 +228,9 @@ class HouseNamespace:
         except BaseException:
             doors.close()
             raise
-        await self._let_go()
         facts = Facts(record.pid, record.ticks, origin, record.net, tuple({*record.lacks, *lacks}))
-        self._inside = _Inside(record, doors, porter, plan, facts)
+        # At no moment is there none: somebody may be about to run something inside.
+        await self._let_go(_Inside(record, doors, porter, plan, facts))
         return facts
 
     async def _new_holder(self, members: tuple[Member, ...]) -> tuple[Record, Origin]:
@@ -267,8 +267,8 @@ class HouseNamespace:
                 self._inside = here._replace(porter=porter)
             return self._here.porter
 
-    async def _let_go(self) -> None:
-        before, self._inside = self._inside, None
+    async def _let_go(self, after: _Inside | None = None) -> None:
+        before, self._inside = self._inside, after
         if before is not None:
             await before.porter.close()
             before.doors.close()

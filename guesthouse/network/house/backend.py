@@ -38,7 +38,7 @@ from guesthouse.network.rules.text import Count
 log = logging.getLogger(__name__)
 
 SERVICES = "network-services.json"
-RULES = "network-rules"
+RULES = "network-rules.json"
 SOCKET = "uplink.sock"
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 30.0
@@ -62,7 +62,8 @@ class HouseNetwork:
         self._uplink = Uplink(namespace, self._services, runtime / SOCKET)
         self._naming = Naming(namespace, self._services)
         self._publishing = Publishing(namespace, self._services, self._uplink)
-        self._rules, self._rules_file = Rules(namespace), runtime / RULES
+        self._rules = Rules(namespace, runtime / RULES)
+        self._records_of_ours = (runtime / SERVICES, runtime / RULES)
         self._seats: dict[Key, Seat] = {}
         self._resting: set[Key] = set()
         self._taps: dict[Key, int] = {}
@@ -95,9 +96,7 @@ class HouseNetwork:
             await self._enter()
             if self._uplink.runs:
                 await self._publishing.find(self._seats.values())
-            with suppress(OSError):
-                before = await asyncio.to_thread(self._rules_file.read_text)
-                await self._rules.find(await self._ruleset(), before)
+            await self._rules.find(await self._ruleset())
             for error in (await self._settle()).values():
                 log.warning("%s", error.message)
             self._changes = Changes(self._host_changed)
@@ -117,8 +116,9 @@ class HouseNetwork:
             for name in self._services.names:
                 await self._services.stop(name)
             await self._uplink.stop()
-            await asyncio.to_thread(self._rules_file.unlink, missing_ok=True)
         await self._let_go()
+        for file in self._records_of_ours:
+            await asyncio.to_thread(file.unlink, missing_ok=True)
         await self._namespace.dissolve()
 
     async def refresh(self) -> None:
@@ -143,7 +143,7 @@ class HouseNetwork:
             if await self._rules.are_there():
                 return False
             self._rules.forget()
-            await self._load_rules()
+            await self._rules.load(await self._ruleset())
             return True
 
     async def counters(self) -> dict[str, Count]:
@@ -173,8 +173,9 @@ class HouseNetwork:
                         raise failed[where(port)]
             except BaseException:
                 # The next settling takes away what is there by now.
-                self._forget(seat.key)
-                if before is not None:
+                if before is None:
+                    self._forget(seat.key)
+                else:
                     self._seats[seat.key] = before
                     self._resting.add(seat.key)
                 raise
@@ -205,14 +206,13 @@ class HouseNetwork:
                     field="publish",
                 )
             taken = {p: s.name for s in self._awake for p in s.ports}
-            opened = await self._publishing.open(port, seat, taken)
+            await self._publishing.open(port, seat, taken)
             self._seats[seat.key] = msgspec.structs.replace(seat, ports=(*seat.ports, port))
             try:
-                await self._rules.publish(opened, await self._ruleset())
-                await self._note_rules()
+                await self._rules.load(await self._ruleset())
             except BaseException:
                 self._seats[seat.key] = seat
-                await asyncio.shield(self._publishing.close(port, seat))
+                await asyncio.shield(self._publishing.close(port))
                 raise
 
     async def unpublish(self, guest: str, index: int, port: Publish, monitor: Monitor) -> None:
@@ -222,10 +222,8 @@ class HouseNetwork:
                 return
             kept = tuple(p for p in seat.ports if where(p) != where(port))
             self._seats[seat.key] = msgspec.structs.replace(seat, ports=kept)
-            closed = await self._publishing.close(port, seat)
-            if closed is not None:
-                await self._rules.unpublish(closed, await self._ruleset())
-                await self._note_rules()
+            await self._publishing.close(port)
+            await self._rules.load(await self._ruleset())
 
     # --- what is wanted ------------------------------------------------------------------------
 
@@ -310,7 +308,7 @@ class HouseNetwork:
 
         async def lead_out() -> None:
             failed.update(await self._lead_out())
-            await self._load_rules()
+            await self._rules.load(await self._ruleset())
 
         async def wire() -> None:
             await self._wire()
@@ -347,14 +345,6 @@ class HouseNetwork:
             return {}
         lost = await self._uplink.ensure()
         return await self._publishing.settle(self._awake, lost=lost)
-
-    async def _load_rules(self) -> None:
-        if await self._rules.load(await self._ruleset()):
-            await self._note_rules()
-
-    async def _note_rules(self) -> None:
-        """For the daemon after us, which need not load them then."""
-        await asyncio.to_thread(self._rules_file.write_text, self._rules.made_of)
 
     async def _tap(self, seat: Seat) -> int:
         """Open, or what is left of its last incarnation: without the frames that nobody took."""

@@ -1,4 +1,4 @@
-"""Ports of the host that lead to guests: by the uplink, on IPv6 by a relay to it."""
+"""Ports of the host that lead to guests: by the uplink, some by a relay to it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Publishing:
                 failed[place] = error
         return failed
 
-    async def open(self, port: Publish, seat: Seat, taken: Mapping[Publish, str]) -> Published:
+    async def open(self, port: Publish, seat: Seat, taken: Mapping[Publish, str]) -> None:
         """:raise PortTaken: names the holder. :raise Forbidden: a privileged port.
 
         :raise InvalidInput: no such address here, or the guest has no IPv4 address.
@@ -114,18 +114,14 @@ class Publishing:
                 field="publish",
             )
         await reserve(port, taken, privileged=self._am_root)
-        version = ipaddress.ip_address(port.host_ip).version
-        opening = await (self._open4(port) if version == 4 else self._open6(port))
-        self._open[where(port)] = opening
-        return _published(opening, seat)
+        relayed = _needs_relay(port)
+        self._open[where(port)] = await (self._relay(port) if relayed else self._direct(port))
 
-    async def close(self, port: Publish, seat: Seat) -> Published | None:
-        """What was closed; None when it was not open."""
+    async def close(self, port: Publish) -> None:
+        """Nothing happens when it is not open."""
         opening = self._open.get(where(port))
-        if opening is None:
-            return None
-        await self._close(opening)
-        return _published(opening, seat)
+        if opening is not None:
+            await self._close(opening)
 
     def published(self, seats: Iterable[Seat]) -> tuple[Published, ...]:
         """What the rules lead on."""
@@ -153,7 +149,7 @@ class Publishing:
             return port.host_port
         return next(n for n in range(_FIRST_UPLINK_PORT, 65536) if n not in used)
 
-    async def _open4(self, port: Publish) -> Opening:
+    async def _direct(self, port: Publish) -> Opening:
         uplink_port = self._uplink_port(port)
         try:
             ident = await self._uplink.add(
@@ -165,7 +161,7 @@ class Publishing:
             raise EngineError(f"The port {port} was not published: {why}.") from None
         return Opening(port, ident, uplink_port)
 
-    async def _open6(self, port: Publish) -> Opening:
+    async def _relay(self, port: Publish) -> Opening:
         place = where(port)
         await self._services.stop(relay_name(place))
         before = self._open.pop(place, None)
@@ -174,7 +170,7 @@ class Publishing:
         near = await reserve(
             msgspec.structs.replace(port, host_ip=_NEAR, host_port=0), {}, privileged=False
         )
-        opening = (await self._open4(near))._replace(port=port, near=near.host_port)
+        opening = (await self._direct(near))._replace(port=port, near=near.host_port)
         try:
             await self._start_relay(opening)
         except BaseException:
@@ -218,6 +214,14 @@ class Publishing:
         return int(service.made_of) if service is not None else 0
 
 
+def _needs_relay(port: Publish) -> bool:
+    """The uplink listens on no IPv6 address, and answers nobody on loopback by UDP: that would be
+    the host's loopback, which it keeps shut (libslirp, sotranslate_out)."""
+    address = ipaddress.ip_address(port.host_ip)
+    local = address.is_loopback or address.is_unspecified
+    return address.version == 6 or (local and port.protocol is Protocol.UDP)
+
+
 def relay_name(place: Where) -> str:
     protocol, ip, number = place
     return f"{PREFIX}{protocol.value}-{ip}-{number}"
@@ -235,9 +239,11 @@ def _published(opening: Opening, seat: Seat) -> Published:
 def _listen(port: Publish) -> socket.socket:
     """:raise EngineError: somebody was faster."""
     udp = port.protocol is Protocol.UDP
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if not udp:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((port.host_ip, port.host_port))

@@ -1,6 +1,7 @@
 """A relay: takes what comes to a port of the host and carries it to another port of it.
 
-For IPv6, where slirp4netns has no forwards: the other port is one of 127.0.0.1 that it listens on.
+For what slirp4netns cannot do: it listens on no IPv6 address, and answers no UDP that comes from
+loopback. The other port is one of 127.0.0.1 that it listens on.
 It runs with the standard library alone, inherits its listening socket, has no right but to connect,
 and ends with the process that it is told of.
 """
@@ -20,6 +21,7 @@ _IDLE_SECONDS = 60.0
 """After which a UDP conversation is over, as in libslirp's."""
 _MOST_CONVERSATIONS = 1024
 _LOCAL = "127.0.0.1"
+_SOMEWHERE = ("198.51.100.1", 9)  # TEST-NET-2 (RFC 5737)
 _Sender = tuple[Any, ...]
 
 
@@ -46,28 +48,36 @@ async def _tcp(listening: socket.socket, port: int) -> None:
     await server.serve_forever()
 
 
-class _Near(asyncio.DatagramProtocol):
+class _Near:
     """The published port. Each sender gets a socket of its own to the other side."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, near: socket.socket, port: int) -> None:
+        self._socket, self._port = near, port
         self._far: dict[_Sender, _Far] = {}
-        self.transport: asyncio.DatagramTransport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)  # asyncio's promise
-        self.transport = transport
+    def received(self) -> None:
+        with suppress(OSError):
+            data, sender = self._socket.recvfrom(_CHUNK)
+            far = self._far.get(sender)
+            if far is None:
+                if len(self._far) >= _MOST_CONVERSATIONS:
+                    return
+                far = self._far[sender] = _Far(self, sender, self._port)
+            far.send(data)
 
-    def datagram_received(self, data: bytes, sender: _Sender) -> None:
-        far = self._far.get(sender)
-        if far is None:
-            if len(self._far) >= _MOST_CONVERSATIONS:
-                return
-            far = self._far[sender] = _Far(self, sender, self._port)
-        far.send(data)
+    def answer(self, data: bytes, sender: _Sender) -> None:
+        with suppress(OSError):
+            self._socket.sendto(data, sender)
 
     def forget(self, sender: _Sender) -> None:
         self._far.pop(sender, None)
+
+
+def _not_loopback() -> str:
+    """An address of this host to which slirp4netns answers. Nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(_SOMEWHERE)
+        return str(probe.getsockname()[0])
 
 
 class _Far:
@@ -76,6 +86,8 @@ class _Far:
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        with suppress(OSError):
+            self._socket.bind((_not_loopback(), 0))
         self._socket.connect((_LOCAL, port))
         self._loop.add_reader(self._socket, self._answered)
         self._end = self._loop.call_later(_IDLE_SECONDS, self._over)
@@ -88,9 +100,7 @@ class _Far:
     def _answered(self) -> None:
         self._again()
         with suppress(OSError):
-            data = self._socket.recv(65536)
-            if self._near.transport is not None:
-                self._near.transport.sendto(data, self._sender)
+            self._near.answer(self._socket.recv(_CHUNK), self._sender)
 
     def _again(self) -> None:
         self._end.cancel()
@@ -103,8 +113,7 @@ class _Far:
 
 
 async def _udp(near: socket.socket, port: int) -> None:
-    loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(lambda: _Near(port), sock=near)
+    asyncio.get_running_loop().add_reader(near, _Near(near, port).received)
     await asyncio.Event().wait()
 
 

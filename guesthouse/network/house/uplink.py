@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from guesthouse.errors import EngineError
+from guesthouse.errors import EngineError, NotFound
 from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.host.process import ProcessHandle
 from guesthouse.model.document import Noun
 from guesthouse.network.house.links import BATCH
 from guesthouse.network.house.services import Services, reap, start
@@ -87,6 +91,17 @@ class Uplink:
         service = self._services.of(SERVICE)
         return service is not None and service.made_of == self._made_of
 
+    def _end_strays(self) -> None:
+        """One of ours that nobody wrote down has the device, and ours could not get it."""
+        wanted = f"--api-socket={self._socket}".encode()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                with suppress(OSError, NotFound):
+                    words = (folder / "cmdline").read_bytes().split(b"\0")
+                    if words[0] == b"slirp4netns" and wanted in words:
+                        with ProcessHandle.open(int(folder.name)) as handle:
+                            handle.send_signal(signal.SIGKILL)
+
     async def ensure(self) -> bool:
         """Start it unless it runs; whether it was started, and so has lost all ports.
 
@@ -98,7 +113,12 @@ class Uplink:
         facts = self._namespace.facts
         ipv6 = "ipv6" not in facts.lacks
         argv = command(facts.pid, self._socket, user=self._namespace.plan.mapped, ipv6=ipv6)
-        await self._start(facts.pid, argv)
+        try:
+            await self._start(facts.pid, argv)
+        except EngineError:
+            # Once more: another one had the device, and is gone by now.
+            await self.stop()
+            await self._start(facts.pid, argv)
         if ipv6:
             await self._namespace.settings({f"ipv6/conf/{DEVICE}/accept_ra": "0"})
             await self._namespace.run(["ip", "-6", *BATCH[1:]], input=_IPV6.encode())
@@ -148,9 +168,10 @@ class Uplink:
             says = exits = watches = -1
             if not await _said(ready):
                 reap(pid)
+                await asyncio.to_thread(self._end_strays)
                 raise EngineError(
                     "slirp4netns did not bring up the house's way out.",
-                    hint=f"See what it says: {' '.join(argv[:1])} with /dev/net/tun open to you.",
+                    hint=f"See what it says: {shlex.join(argv).replace('=3', '=1')}",
                 )
             await self._services.add(SERVICE, pid, self._made_of)
         finally:
@@ -176,7 +197,7 @@ class Uplink:
             ) from error
         if "error" in answer:
             raise Refused(str(answer["error"].get("desc", "")))
-        found = answer.get("return")
+        found = answer.get("return", answer)  # list_hostfwd of 1.2 answers without that word
         return found if isinstance(found, dict) else {}
 
 

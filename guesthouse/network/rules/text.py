@@ -94,6 +94,29 @@ class Table:
         sets = [line for used in self._used() for line in used.lines()]
         return self._renewed(name, [*sets, *chains])
 
+    def difference(self, before: Table, name: str = TABLE) -> list[str] | None:
+        """Lines that make this of what `before` is, if they differ in elements of sets and maps
+        alone; None if in more. Rules, and what they counted, stay."""
+        then, now = {s.head: s for s in before._used()}, {s.head: s for s in self._used()}
+        same = (self.family, self._chains, self._hooks) == (
+            before.family,
+            before._chains,
+            before._hooks,
+        )
+        if not same or {h: s.key for h, s in then.items()} != {h: s.key for h, s in now.items()}:
+            return None
+        lines: list[str] = []
+        for head, new in now.items():
+            gone, come = new.changes(then[head])
+            # To replace parts of intervals within one load is what kernels have got wrong.
+            if gone and "flags interval" in new.key:
+                return None
+            for word, elements in (("delete", gone), ("add", come)):
+                for some in _slices(elements, SOME):
+                    where = f"{self.family} {name} {new.name}"
+                    lines.append(f"{word} element {where} {{ {', '.join(some)} }}")
+        return sorted(lines, key=lambda line: line.startswith("add"))
+
     def stages(self, name: str, budget: int, room: int) -> tuple[list[str], int]:
         """The table but for its base chains, in texts that are loaded in order: nothing of it acts
         until `hooks` is loaded.
@@ -157,6 +180,15 @@ class _Set(NamedTuple):
     head: str
     key: tuple[str, ...]
     elements: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.head.partition(" ")[2]
+
+    def changes(self, before: _Set) -> tuple[list[str], list[str]]:
+        """Elements that are gone since, and those that have come."""
+        then, now = dict.fromkeys(before.elements), dict.fromkeys(self.elements)
+        return [e for e in then if e not in now], [e for e in now if e not in then]
 
     def lines(self) -> list[str]:
         return [f"{self.head} {{", *(f"\t{part}" for part in self.key), *self.filling(), "}"]

@@ -45,8 +45,6 @@ def configuration(network: Network) -> str:
         "no-resolv",
         "no-ping",
         "domain-needed",
-        "bogus-priv",
-        "stop-dns-rebind",
         "local-ttl=5",
         "cache-size=1000",
         "dns-forward-max=500",

@@ -1,0 +1,77 @@
+"""Two real guests on the house's network, launched by the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from guesthouse.drivers.base import Running
+from guesthouse.drivers.qemu.driver import QemuDriver
+from guesthouse.guestos.agent import Agent
+from guesthouse.model.guest import Guest
+from tests.contract.driver_house import DriverHouse, driver_house, launched, nic, this_host
+from tests.house_network import TestHouse, test_house
+from tests.unit.namespace_house import need_ids, need_tun
+
+from .qemu_guests import SECONDS, ended, micro_guest, up
+
+pytestmark = [pytest.mark.qemu, pytest.mark.rootless]
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[tuple[DriverHouse, TestHouse]]:
+    need_ids()
+    need_tun()
+    folder = Path(tempfile.mkdtemp(prefix="gq-"))
+    (folder / "net").mkdir()
+    facts = await this_host()
+    async with driver_house("qemu", folder) as drivers, test_house(folder / "net") as nets:
+        assert drivers.keeper is not None
+        drivers.driver = QemuDriver(
+            lambda: facts, drivers.keeper, {"lan": nets.network}, am_root=os.geteuid() == 0
+        )
+        yield drivers, nets
+
+
+async def said(drivers: DriverHouse, guest: Guest, *argv: str) -> str:
+    agent = Agent(drivers.resources(guest).runtime / "agent.sock")
+    try:
+        done = await agent.exec(list(argv), timeout=SECONDS)
+        return (done.stdout + done.stderr).decode()
+    finally:
+        await agent.close()
+
+
+async def pings(drivers: DriverHouse, guest: Guest, whom: str) -> None:
+    """Until it answers: the guest is given its address some time after it came up."""
+    async with asyncio.timeout(SECONDS):
+        while "1 packets received" not in (
+            text := await said(drivers, guest, "ping", "-c", "1", "-W", "2", whom)
+        ):
+            assert "applet not found" not in text
+            await asyncio.sleep(0.5)
+
+
+async def test_two_guests_ping_each_other_by_name(house: tuple[DriverHouse, TestHouse]) -> None:
+    drivers, nets = house
+    web = micro_guest(name="web", nics=(nic(network="lan"),))
+    db = micro_guest(name="db", number=8, nics=(nic(network="lan"),))
+    running: list[Running] = [await up(drivers, web), await up(drivers, db)]
+    await pings(drivers, web, "db")
+    await pings(drivers, db, "web")
+    seat = nets.records.seats[db.id, 0]
+    assert seat.address(4) in await said(drivers, db, "ip", "-4", "address", "show", "eth0")
+    # The next incarnation has the same card, address and name.
+    await running[1].kill()
+    await ended(running[1])
+    await nets.network.rest(db.id, 0)
+    again = await up(drivers, launched(db, running[1].record), incarnation=2)
+    await pings(drivers, web, "db")
+    for one in (running[0], again):
+        await one.kill()
+        await ended(one)

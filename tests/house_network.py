@@ -230,9 +230,9 @@ class TestGuest:
         """Nobody carries frames any more; what is inside goes on."""
         for fd in self._fds:
             asyncio.get_running_loop().remove_reader(fd)
-        if self._fds:
-            os.close(self._fds[1])
-            del self._fds[1]
+        for fd in self._fds[1:]:
+            os.close(fd)
+        del self._fds[1:]
 
     async def end(self) -> None:
         self.crash()
@@ -305,6 +305,7 @@ class TestHouse:
         self.namespace = HouseNamespace(folder)
         self.network = HouseNetwork(self.namespace, self.records, folder)
         self.guests: dict[str, TestGuest] = {}
+        self.namespace_pid = self.net = 0
 
     def guest(self, name: str, net: str = "") -> TestGuest:
         home = net or self.records.own[0].name
@@ -321,6 +322,7 @@ class TestHouse:
 
     async def daemon_dies(self) -> None:
         """Everything of it is gone but what it started; nothing is told."""
+        self.namespace_pid, self.net = self.namespace.facts.pid, self.namespace.facts.net
         await self.network._let_go()
         await self.namespace.close()
 

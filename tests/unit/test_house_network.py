@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from guesthouse.errors import Forbidden, InvalidInput, NotFound, PortTaken
@@ -121,6 +123,41 @@ async def test_routers_are_advertised_but_addresses_are_not_made_up(house: TestH
     assert await routes() == ["fe80::1"]
     listed = json.loads((await web.run("ip", "-6", "-j", "address", "show", "dev", "eth0")).out)
     assert {a["scope"] for a in listed[0]["addr_info"]} == {"link"}
+
+
+SOLICIT = """
+import socket, struct, sys, time
+mac = bytes.fromhex(sys.argv[1].replace(":", ""))
+def option(code, data):
+    return struct.pack("!HH", code, len(data)) + data
+wanted = option(1, b"\\0\\3\\0\\1" + mac) + option(3, struct.pack("!III", 7, 0, 0))
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(1)
+    sock.bind(("::", 546))
+    for _ in range(20):
+        try:
+            sock.sendto(b"\\1abc" + wanted, ("ff02::1:2%eth0", 547))
+            data = sock.recv(4096)
+            break
+        except OSError:
+            time.sleep(0.3)  # at first there is no address to send from
+at, found = 4, {}
+while at < len(data):
+    code, size = struct.unpack("!HH", data[at:at + 4])
+    found[code] = data[at + 4:at + 4 + size]
+    at += 4 + size
+print(data[0], socket.inet_ntop(socket.AF_INET6, found[3][16:32]), found[2].hex())
+"""
+"""Asks for an IPv6 address (RFC 8415): prints what is offered, and who the server says it is."""
+
+
+async def test_a_card_is_offered_its_ipv6_address(house: TestHouse) -> None:
+    web = await house.boot("web", configure=False)
+    said = (await web.run("python3", "-c", SOLICIT, web.nic.mac)).text.split()
+    assert said[:2] == ["2", web.address6]
+    # To another server one would not turn for a renewal.
+    os.kill(services(house)[f"names-{house.records.own[0].bridge}"], signal.SIGKILL)
+    assert (await web.run("python3", "-c", SOLICIT, web.nic.mac)).text.split() == said
 
 
 async def test_names_of_another_network_are_not_told(tmp_path: Path) -> None:
@@ -355,6 +392,52 @@ async def test_a_new_daemon_finds_all_and_touches_nothing(house: TestHouse) -> N
 def _handles(text: str) -> list[str]:
     """A rule that is loaded again has a new one."""
     return [word for line in text.splitlines() if "# handle" in line for word in [line.split()[-1]]]
+
+
+async def test_what_died_while_no_daemon_ran_is_whole_with_the_next(house: TestHouse) -> None:
+    port = Publish(host_port=await free_port(), guest_port=7777)
+    six = Publish(host_ip="::1", host_port=await free_port(ip="::1"), guest_port=7777)
+    web, db = await house.boot("web"), await house.boot("db", "", port, six)
+    talk = await Talk.begin(web, db)
+    before, holder = services(house), house.namespace.facts
+    await house.daemon_dies()
+    os.kill(before["uplink"], signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
+    await until(lambda: not is_alive(before["uplink"]) and not is_alive(holder.pid))
+    assert await talk.says("while nobody is there")
+    await house.another_daemon()
+    assert (house.namespace.facts.origin, house.namespace.facts.net) == ("regained", holder.net)
+    assert await talk.says("after")
+    assert await asyncio.to_thread(answers, "127.0.0.1", port.host_port)
+    assert await asyncio.to_thread(answers, "::1", six.host_port)
+    assert await web.ask(GATEWAY, "db") == f"0 {db.address}"
+
+
+async def test_a_house_that_is_gone_is_built_anew(house: TestHouse) -> None:
+    """After a crash of everything, or when somebody removed the runtime folder."""
+    web = await house.boot("web")
+    before = services(house)
+    await house.daemon_dies()
+    for pid in (*before.values(), house.namespace_pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    web.crash()
+    await until(lambda: not processes_in(house.net))
+    await house.another_daemon()
+    assert house.namespace.facts.origin == "made"
+    await web.end()
+    assert await (await house.boot("db")).ping(GATEWAY)
+
+
+async def test_many_at_once(house: TestHouse) -> None:
+    guests = [house.guest(f"g{number}") for number in range(8)]
+    for number, guest in enumerate(guests, 1):
+        guest.nic = msgspec.structs.replace(guest.nic, mac=f"52:67:68:00:01:{number:02x}")
+    await asyncio.gather(*(guest.attach() for guest in guests))
+    bridge = house.records.own[0].bridge
+    assert await interfaces(house) == {*(guest.seat.tap for guest in guests), bridge, "tap0"}
+    await asyncio.gather(*(house.network.detach(guest.id, 0) for guest in guests))
+    assert await interfaces(house) == set()
 
 
 async def test_services_that_nobody_wrote_down_are_replaced(house: TestHouse) -> None:

@@ -347,9 +347,11 @@ async def test_house(folder: Path, *networks: Network) -> AsyncIterator[TestHous
     try:
         yield house
     finally:
-        for guest in house.guests.values():
-            await guest.end()
-        await house.network.dissolve()
+        try:
+            for guest in house.guests.values():
+                await guest.end()
+        finally:
+            await house.network.dissolve()
 
 
 test_house.__test__ = False  # type: ignore[attr-defined]  # it is no test

@@ -12,8 +12,11 @@ import pytest
 
 from guesthouse.drivers.base import Running
 from guesthouse.drivers.qemu.driver import QemuDriver
+from guesthouse.errors import PortTaken
 from guesthouse.guestos.agent import Agent
+from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
+from guesthouse.network.ports import reserve
 from tests.contract.driver_house import DriverHouse, driver_house, launched, nic, this_host
 from tests.house_network import TestHouse, test_house
 from tests.unit.namespace_house import need_ids, need_tun
@@ -60,16 +63,20 @@ async def pings(drivers: DriverHouse, guest: Guest, whom: str) -> None:
 async def test_two_guests_ping_each_other_by_name(house: tuple[DriverHouse, TestHouse]) -> None:
     drivers, nets = house
     web = micro_guest(name="web", nics=(nic(network="lan"),))
-    db = micro_guest(name="db", number=8, nics=(nic(network="lan"),))
+    wanted = Publish(host_port=0, guest_port=80)
+    port = await reserve(wanted, {}, privileged=False)
+    db = micro_guest(name="db", number=8, nics=(nic(network="lan", ports=(port,)),))
     running: list[Running] = [await up(drivers, web), await up(drivers, db)]
     await pings(drivers, web, "db")
     await pings(drivers, db, "web")
     seat = nets.records.seats[db.id, 0]
     assert seat.address(4) in await said(drivers, db, "ip", "-4", "address", "show", "eth0")
-    # The next incarnation has the same card, address and name.
+    with pytest.raises(PortTaken, match="slirp4netns"):
+        await reserve(port, {}, privileged=False)
     await running[1].kill()
     await ended(running[1])
-    await nets.network.rest(db.id, 0)
+    await reserve(port, {}, privileged=False)
+    # The next incarnation has the same card, address and name.
     again = await up(drivers, launched(db, running[1].record), incarnation=2)
     await pings(drivers, web, "db")
     for one in (running[0], again):

@@ -101,11 +101,26 @@ class QemuDriver:
     async def launch(
         self, guest: Guest, resources: Resources, *, incarnation: int, paused: bool = False
     ) -> Running:
+        await self._check_free(guest)
+        try:
+            nics = await self._attach_nics(guest)
+            return await self._launch(guest, resources, nics, incarnation, paused=paused)
+        except BaseException:
+            await asyncio.shield(Publisher(guest, self._networks).rest())
+            raise
+
+    async def _launch(
+        self,
+        guest: Guest,
+        resources: Resources,
+        nics: Sequence[Attachment],
+        incarnation: int,
+        *,
+        paused: bool,
+    ) -> Running:
         facts = self._facts()
-        nics = await self._attach_nics(guest)
         plan = make_plan(guest, resources, facts, nics, find_ovmf())
         key = f"{guest.id}.{incarnation}"
-        await self._check_free(guest)
         try:
             spawned, argv = await self._spawn(guest, resources, plan, key, nics)
             record = _record(
@@ -137,6 +152,7 @@ class QemuDriver:
         except NotFound:
             record = await self._keeper.written(key)
             await asyncio.to_thread(remove_sockets, resources.runtime)
+            await Publisher(guest, self._networks).rest()
             if record is None:
                 return exits.HOST_REBOOTED if rebooted else exits.UNKNOWN
             return exits.explain(record, boot_id=launch.boot_id)

@@ -231,6 +231,7 @@ class QemuRunning:
         # First of all: whoever learns of the end may start the next incarnation.
         await self._hang_up()
         await asyncio.to_thread(remove_sockets, self._runtime)
+        await self._publisher.rest()
         self._cleared.set()
         record = await self._keeper.record(self._key)
         if record is not None:

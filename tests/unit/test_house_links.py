@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from guesthouse.errors import ToolFailed
+from guesthouse.network.house.dnsmasq import configuration
 from guesthouse.network.house.hostside import host_side
 from guesthouse.network.house.links import Link, changes, read_links, wanted_links
 
@@ -53,6 +54,15 @@ def test_what_somebody_changed_is_put_right() -> None:
         f"address add fe80::1/64 dev {bridge} nodad",
         f"link set dev {WEB.tap} master {bridge}",
     ]
+
+
+def test_a_kernel_without_ipv6_is_asked_for_none() -> None:
+    wanted = wanted_links([LAN], [WEB], ipv6=False)
+    assert wanted[LAN.bridge].addresses == {"10.201.1.1/24"}
+    lines = changes(taps([WEB]), wanted, ipv6=False)
+    assert not [line for line in lines if "addrgenmode" in line or "::" in line]
+    told = configuration(LAN, ipv6=False)
+    assert "fd" not in told and "enable-ra" not in told
 
 
 def test_what_ip_prints_is_read() -> None:

@@ -3,7 +3,8 @@
 backend     `HouseNetwork`: what other rooms use
 seats       what must be written down about cards; who keeps that is above
 links       bridges and taps, as lines for ip(8)
-dnsmasq     addresses and names: its configuration (pure), and one process for each network
+dnsmasq     addresses and names: what dnsmasq is told (pure)
+naming      those processes: started, told of changes, replaced
 uplink      slirp4netns: the way out, and ports in
 publishing  ports of the host that lead to guests
 relay       the program that carries IPv6 ports to the uplink

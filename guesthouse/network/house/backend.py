@@ -323,8 +323,9 @@ class HouseNetwork:
         there = {network.id for network in self._networks}
         # A tap that is gone with its namespace is no seat's any more until its next start.
         seats = [s for s in self._seats.values() if s.network in there and s.tap in self._links]
-        wanted = links.wanted_links(self._networks, seats)
-        lines = links.changes(self._links, wanted)
+        ipv6 = "ipv6" not in self._namespace.facts.lacks
+        wanted = links.wanted_links(self._networks, seats, ipv6=ipv6)
+        lines = links.changes(self._links, wanted, ipv6=ipv6)
         if not lines:
             return
         try:

@@ -31,8 +31,11 @@ _LEASE = "1h"
 _CAPABILITIES = "+net_admin,+net_bind_service,+net_raw"
 
 
-def configuration(network: Network) -> str:
-    """For `dnsmasq --conf-file=-`. The network has a bridge of the house."""
+def configuration(network: Network, *, ipv6: bool = True) -> str:
+    """For `dnsmasq --conf-file=-`. The network has a bridge of the house.
+
+    :param ipv6: the kernel has it.
+    """
     bridge, isolated = network.bridge, network.kind is NetworkKind.ISOLATED
     lines = [
         f"interface={bridge}",
@@ -54,12 +57,12 @@ def configuration(network: Network) -> str:
         "log-facility=/dev/null",
     ]
     if not isolated:
-        lines += [f"server={server}" for server in UPSTREAM]
+        lines += [f"server={server}" for server in UPSTREAM[: 1 + ipv6]]
     if network.domain:
         lines += [f"domain={network.domain}", f"local=/{network.domain}/"]
     if network.subnet4 and network.dhcp:
         lines += _dhcp4(network, isolated)
-    if network.subnet6:
+    if network.subnet6 and ipv6:
         lines += _dhcp6(network, isolated)
     return "\n".join(lines) + "\n"
 

@@ -72,10 +72,13 @@ def read_links(output: bytes) -> Links:
     }
 
 
-def wanted_links(networks: Iterable[Network], seats: Iterable[Seat]) -> Links:
-    """What should be there for these networks, and for the seats that are on one of them."""
+def wanted_links(networks: Iterable[Network], seats: Iterable[Seat], *, ipv6: bool = True) -> Links:
+    """What should be there for these networks, and for the seats that are on one of them.
+
+    :param ipv6: the kernel has it.
+    """
     by_id = {network.id: network for network in networks}
-    links = {network.bridge: _bridge(network) for network in by_id.values()}
+    links = {network.bridge: _bridge(network, ipv6) for network in by_id.values()}
     for seat in seats:
         network = by_id[seat.network]
         # A bridge takes frames to its port's own address for itself, so it is not the guest's.
@@ -84,18 +87,20 @@ def wanted_links(networks: Iterable[Network], seats: Iterable[Seat]) -> Links:
     return links
 
 
-def _bridge(network: Network) -> Link:
-    addresses = {f"{GATEWAY_LINK_LOCAL}/64"}
+def _bridge(network: Network, ipv6: bool) -> Link:
+    addresses = {f"{GATEWAY_LINK_LOCAL}/64"} if ipv6 else set()
     if network.subnet4:
         addresses.add(f"{network.gateway4}/{network.subnet4.partition('/')[2]}")
-    if network.subnet6:
+    if network.subnet6 and ipv6:
         addresses.add(f"{network.gateway6}/64")
     octets = hashlib.sha256(network.id.encode()).digest()[:3]
     mac = f"{_BRIDGE_PREFIX}:{octets.hex(':')}"
     return Link(mac=mac, mtu=network.mtu, up=True, addresses=frozenset(addresses))
 
 
-def changes(there: Mapping[str, Link], wanted: Mapping[str, Link]) -> list[str]:
+def changes(
+    there: Mapping[str, Link], wanted: Mapping[str, Link], *, ipv6: bool = True
+) -> list[str]:
     """Lines for `BATCH` that make `wanted` of what is there; none if nothing differs.
 
     Only interfaces with names of ours are removed. Taps that are wanted must be there already:
@@ -104,7 +109,7 @@ def changes(there: Mapping[str, Link], wanted: Mapping[str, Link]) -> list[str]:
     lines = [f"link delete dev {name}" for name in there if is_ours(name) and name not in wanted]
     for name in sorted(wanted):  # bridges (`br-`) come before taps (`t`)
         lines += _change(name, there.get(name), wanted[name])
-    return lines
+    return lines if ipv6 else [line for line in lines if "addrgenmode" not in line]
 
 
 def _change(name: str, before: Link | None, link: Link) -> list[str]:

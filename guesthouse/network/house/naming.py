@@ -54,7 +54,8 @@ class Naming:
             dnsmasq.names_file(network): dnsmasq.names(network, seats),
         }
         changed = await asyncio.to_thread(self._write, texts)
-        configuration = dnsmasq.configuration(network)
+        ipv6 = "ipv6" not in self._namespace.facts.lacks
+        configuration = dnsmasq.configuration(network, ipv6=ipv6)
         name, made_of = PREFIX + network.bridge, self._made_of(configuration)
         running = self._services.of(name)
         if running is not None and running.made_of == made_of:

@@ -19,7 +19,7 @@ from guesthouse.model.guest import Guest
 from guesthouse.network.ports import reserve
 from tests.contract.driver_house import DriverHouse, driver_house, launched, nic, this_host
 from tests.house_network import TestHouse, test_house
-from tests.unit.namespace_house import need_ids, need_tun
+from tests.unit.namespace_house import identity, need_ids, need_tun
 
 from .qemu_guests import SECONDS, ended, micro_guest, up
 
@@ -69,6 +69,10 @@ async def test_two_guests_ping_each_other_by_name(house: tuple[DriverHouse, Test
     running: list[Running] = [await up(drivers, web), await up(drivers, db)]
     await pings(drivers, web, "db")
     await pings(drivers, db, "web")
+    if os.geteuid() == 0:
+        host, inside = identity("net"), nets.namespace.facts.net
+        own = {identity("net", one.record.pid) for one in running}
+        assert len(own) == 2 and not own & {host, f"net:[{inside}]"}
     seat = nets.records.seats[db.id, 0]
     assert seat.address(4) in await said(drivers, db, "ip", "-4", "address", "show", "eth0")
     with pytest.raises(PortTaken, match="slirp4netns"):

@@ -20,7 +20,7 @@ from guesthouse.drivers.qemu import exits
 from guesthouse.drivers.qemu.argv import build_argv
 from guesthouse.drivers.qemu.failures import launch_error
 from guesthouse.drivers.qemu.found import found_record
-from guesthouse.drivers.qemu.identity import confinement
+from guesthouse.drivers.qemu.identity import confinement, without_network
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import (
     KEEPER_QMP_SOCKET,
@@ -235,7 +235,10 @@ class QemuDriver:
         taps = [nic.fd for nic in nics]
 
         def prepare() -> tuple[Confinement, Opened]:
-            return self._confined(guest, group), open_all(plan, resources.runtime, taps)
+            confined = self._confined(guest, group)
+            if self._am_root and taps and None not in taps:
+                confined = without_network(confined)
+            return confined, open_all(plan, resources.runtime, taps)
 
         confined, opened = await asyncio.to_thread(prepare)
         with opened.table:

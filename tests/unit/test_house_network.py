@@ -440,6 +440,30 @@ async def test_many_at_once(house: TestHouse) -> None:
     assert await interfaces(house) == set()
 
 
+async def test_a_cancelled_attach_is_no_obstacle_to_the_next(house: TestHouse) -> None:
+    """Wherever it is stopped: with half of the links, rules or services there."""
+    guest = house.guest("web")
+    for milliseconds in (0, 1, 2, 4, 7, 10, 13, 16, 20, 25, 30, 40):
+        task = asyncio.create_task(guest.attach())
+        await asyncio.sleep(milliseconds / 1000)
+        task.cancel()
+        done = await asyncio.gather(task, return_exceptions=True)
+        assert not isinstance(done[0], Exception)
+    await guest.boot(house.folder / "web")
+    assert await guest.ping(GATEWAY)
+    assert await guest.ask(GATEWAY, "web") == f"0 {guest.address}"
+    wanted = {guest.seat.tap, house.records.own[0].bridge, "tap0"}
+    assert await interfaces(house) == wanted
+    await house.network.detach(guest.id, 0)
+    assert await interfaces(house) == set()
+    here = processes_in(house.namespace.facts.net)
+    assert sorted(map(name_of, here)) == ["gh-holder", "gh-porter"]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 async def test_services_that_nobody_wrote_down_are_replaced(house: TestHouse) -> None:
     web, db = await house.boot("web"), await house.boot("db")
     before = services(house)

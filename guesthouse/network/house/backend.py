@@ -308,6 +308,8 @@ class HouseNetwork:
 
         async def lead_out() -> None:
             failed.update(await self._lead_out())
+
+        async def rule() -> None:
             await self._rules.load(await self._ruleset())
 
         async def wire() -> None:
@@ -316,7 +318,8 @@ class HouseNetwork:
             seats = [seat for seat in self._seats.values() if seat.network in there]
             await self._naming.settle(self._networks, seats)
 
-        await _together(wire(), lead_out())
+        await _together(wire(), lead_out(), rule())
+        await rule()  # of ports that were opened meanwhile; mostly there are none
         return failed
 
     async def _wire(self) -> None:

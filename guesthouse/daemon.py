@@ -25,6 +25,7 @@ from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, HostL
 from guesthouse.host.folders import prepare
 from guesthouse.host.listening import bind
 from guesthouse.host.memory import return_large_blocks
+from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.probe import probe
 from guesthouse.host.secrets import Secrets
 from guesthouse.host.service_manager import ServiceManager
@@ -38,11 +39,14 @@ from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
 from guesthouse.model.host import HostFacts
 from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
+from guesthouse.network.backends import Backends
 from guesthouse.network.builtin import Builtin
+from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
 from guesthouse.operations.house import House
+from guesthouse.operations.networks import StoreRecords, leave_networks, open_network
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
@@ -118,16 +122,22 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         )
         probed = HostProbe(folders.state, facts)
         documents = Documents(store)
+        records = StoreRecords(documents, view)
+        network = HouseNetwork(HouseNamespace(folders.runtime), records, folders.runtime)
+        stack.push_async_callback(network.close)
+        await open_network(network, records, view)
+        backends = Backends(Builtin(), network, lambda: view.networks)
         rooms = Rooms(
             documents=documents,
             view=view,
-            driver=QemuDriver(probed, keeper, {"builtin": Builtin()}, am_root=os.geteuid() == 0),
+            driver=QemuDriver(probed, keeper, backends, am_root=os.geteuid() == 0),
             pool=pool,
             catalogue=Catalogue(documents, view, pool, folders.images),
             secrets=Secrets(folders.secrets),
             folders=folders,
             settings=settings,
             facts=probed,
+            leave_networks=partial(leave_networks, network, records),
         )
         yield rooms, keeper, probed
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from guesthouse.errors import InvalidInput
+from guesthouse.errors import GuesthouseError, InvalidInput
+from guesthouse.host.namespace.holder import Member
+from guesthouse.host.process import boot_id, is_alive
 from guesthouse.model.device import Nic
 from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
 from guesthouse.model.network import Lease, Network, free_address4, free_address6
+from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.network.house.seats import Seat
 from guesthouse.store.contract import ABSENT
 from guesthouse.store.documents import Documents
 from guesthouse.store.view import View
+
+log = logging.getLogger(__name__)
 
 
 class StoreRecords:
@@ -121,3 +127,32 @@ def _seat(guest: Guest, nic: Nic, index: int, lease: Lease) -> Seat:
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
         ports=nic.ports,
     )
+
+
+async def open_network(network: HouseNetwork, records: StoreRecords, view: View) -> None:
+    """Find what stands of the house's network; where it has none, nothing is begun.
+
+    A host that does not let us have one says why to whoever starts a guest on it.
+    """
+    running = [(guest, guest.launch) for guest in view.guests.values() if guest.launch]
+    living = [
+        (guest, launch)
+        for guest, launch in running
+        if launch.boot_id == boot_id() and is_alive(launch.pid, launch.pid_start)
+    ]
+    seats = records.seats(guest for guest, _launch in living)
+    if not seats and not view.networks:
+        return
+    try:
+        await network.open(seats, (Member(one.pid, one.pid_start) for _guest, one in living))
+    except GuesthouseError as error:
+        log.warning("the house's network: %s", error)
+
+
+async def leave_networks(network: HouseNetwork, records: StoreRecords, guest: str) -> None:
+    """Nothing of the guest's cards is kept, nor are its addresses."""
+    try:
+        await network.leave(guest)
+    except GuesthouseError as error:
+        log.warning("the house's network: %s", error)
+    await records.forget(guest)

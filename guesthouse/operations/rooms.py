@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Driver
@@ -20,9 +20,16 @@ from guesthouse.store.trash import in_trash
 from guesthouse.store.view import View
 
 
+async def nowhere(guest: str) -> None:
+    """Leave networks where there are none but the builtin one."""
+
+
 @dataclass(kw_only=True)
 class Rooms:
-    """:ivar facts: the newest probe of this host (a call, since it may be probed again)."""
+    """:ivar facts: the newest probe of this host (a call, since it may be probed again).
+
+    :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
+    """
 
     documents: Documents
     view: View
@@ -33,6 +40,7 @@ class Rooms:
     folders: Folders
     settings: Settings
     facts: Callable[[], HostFacts]
+    leave_networks: Callable[[str], Awaitable[None]] = nowhere
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
 

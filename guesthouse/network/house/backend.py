@@ -48,7 +48,8 @@ _STABLE_SECONDS = 10.0
 
 
 class HouseNetwork:
-    """All networks of the house. `open` first, `close` at the end; what it built stays.
+    """All networks of the house. `open` first (the first `attach` does it too), `close` at the
+    end; what it built stays.
 
     :param runtime: the house's runtime folder, for records of services and the uplink's socket.
     """
@@ -75,7 +76,7 @@ class HouseNetwork:
         self._changes: Changes | None = None
         self._holder_watch: asyncio.Task[None] | None = None
         self._mending: asyncio.Task[None] | None = None
-        self._broken = self._look_again = False
+        self._is_open = self._broken = self._look_again = False
         self._pause, self._broke_at = 0.0, 0.0
 
     # --- the house's life ----------------------------------------------------------------------
@@ -100,6 +101,7 @@ class HouseNetwork:
             for error in (await self._settle()).values():
                 log.warning("%s", error.message)
             self._changes = Changes(self._host_changed)
+            self._is_open = True
 
     async def close(self) -> None:
         """Let go; networks, services and connections stay. Without any card nothing stays."""
@@ -159,6 +161,8 @@ class HouseNetwork:
 
     async def attach(self, guest: str, nic: Nic, index: int, *, hostname: str) -> Attachment:
         seat = await self._records.seat(guest, nic, index, hostname=hostname)
+        if not self._is_open:  # nobody had a card until now
+            await self.open(self._seats.values(), self._members)
         async with self._one_at_a_time:
             self._check_kind(seat)
             await self._enter()
@@ -192,6 +196,11 @@ class HouseNetwork:
             if (guest, index) in self._seats:
                 self._forget((guest, index))
                 await self._settle()
+
+    async def leave(self, guest: str) -> None:
+        """The guest is deleted: as `detach` for all its cards."""
+        for index in [index for owner, index in self._seats if owner == guest]:
+            await self.detach(guest, index)
 
     async def publish(self, guest: str, index: int, port: Publish, monitor: Monitor) -> None:
         async with self._one_at_a_time:
@@ -329,6 +338,9 @@ class HouseNetwork:
         ipv6 = "ipv6" not in self._namespace.facts.lacks
         wanted = links.wanted_links(self._networks, seats, ipv6=ipv6)
         lines = links.changes(self._links, wanted, ipv6=ipv6)
+        if any(seat.network not in there for seat in self._seats.values()):
+            # A document that does not parse is no reason to cut its guests off.
+            lines = [line for line in lines if not line.startswith("link delete")]
         if not lines:
             return
         try:
@@ -383,7 +395,7 @@ class HouseNetwork:
         self._holder_watch = self._mending = None
         await self._services.close()
         self._close_taps()
-        self._facts = None
+        self._facts, self._is_open = None, False
 
     # --- making whole --------------------------------------------------------------------------
 

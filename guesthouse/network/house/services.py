@@ -181,6 +181,15 @@ def _moved(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
 
 
+def end_child(pid: int) -> None:
+    """Kill a child that nobody watches yet, and take leave of it. Blocks shortly."""
+    with suppress(ChildProcessError):
+        # Only while it is not reaped its number is surely its own.
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def reap(pid: int) -> None:
     """Take leave of a child that ended; of others whoever started them does."""
     with suppress(ChildProcessError):

@@ -24,7 +24,7 @@ from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.process import ProcessHandle
 from guesthouse.model.document import Noun
 from guesthouse.network.house.links import BATCH
-from guesthouse.network.house.services import Services, reap, start
+from guesthouse.network.house.services import Services, end_child, start
 
 DEVICE = "tap0"
 ADDRESS = "10.0.2.100"
@@ -166,14 +166,17 @@ class Uplink:
             for fd in (says, exits, watches):
                 os.close(fd)
             says = exits = watches = -1
-            if not await _said(ready):
-                reap(pid)
+            try:
+                if not await _said(ready):
+                    raise EngineError(
+                        "slirp4netns did not bring up the house's way out.",
+                        hint=f"See what it says: {_by_hand(argv)}",
+                    )
+                await self._services.add(SERVICE, pid, self._made_of)
+            except BaseException:
+                await asyncio.shield(asyncio.to_thread(end_child, pid))
                 await asyncio.to_thread(self._end_strays)
-                raise EngineError(
-                    "slirp4netns did not bring up the house's way out.",
-                    hint=f"See what it says: {shlex.join(argv).replace('=3', '=1')}",
-                )
-            await self._services.add(SERVICE, pid, self._made_of)
+                raise
         finally:
             for fd in (ready, says, exits, watches):
                 if fd >= 0:
@@ -199,6 +202,11 @@ class Uplink:
             raise Refused(str(answer["error"].get("desc", "")))
         found = answer.get("return", answer)  # list_hostfwd of 1.2 answers without that word
         return found if isinstance(found, dict) else {}
+
+
+def _by_hand(argv: list[str]) -> str:
+    """The command without the descriptors that only we can give it."""
+    return shlex.join(word for word in argv if not word.startswith(("--ready-fd", "--exit-fd")))
 
 
 async def _said(ready: int) -> bool:

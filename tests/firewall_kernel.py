@@ -134,6 +134,9 @@ class KernelHouse:
                 lines.append(f"address add {network.gateway4}/{size} dev {name}")
             if network.subnet6:
                 lines.append(f"address add {network.gateway6}/64 dev {name} nodad")
+            if network.uplink:
+                lines += self._wire(network.uplink, f"52:67:68:fd:00:{number:02x}")
+                lines.append(f"link set {network.uplink} master {name} up")
         for card in ruleset.cards:
             bridge = ruleset.network_of[card.network].bridge
             lines += self._wire(card.tap, card.mac)
@@ -154,10 +157,12 @@ class KernelHouse:
             "route add default via fd00::2",
         ]
         self.space.ok("ip", "-batch", "-", text="\n".join(lines) + "\n")
-        for card in ruleset.cards:
+        stations = [(card.tap, card.mac) for card in ruleset.cards]
+        stations += [(n.uplink, self.mac(n.uplink)) for n in ruleset.networks if n.uplink]
+        for device, mac in stations:
             # A lie that gets through in a control run must not move a card for the bridge.
-            self.space.ok("bridge", "link", "set", "dev", card.tap, "learning", "off")
-            self.space.ok("bridge", "fdb", "add", card.mac, "dev", card.tap, "master", "static")
+            self.space.ok("bridge", "link", "set", "dev", device, "learning", "off")
+            self.space.ok("bridge", "fdb", "add", mac, "dev", device, "master", "static")
         self.settings(
             {
                 "net.ipv4.ip_forward": "1",
@@ -172,7 +177,7 @@ class KernelHouse:
         )
 
         # The kernel takes up to a second to notice that a far end is up.
-        wait_for(lambda: self._forwarding() == {card.tap for card in ruleset.cards})
+        wait_for(lambda: self._forwarding() == {device for device, _ in stations})
 
     def _forwarding(self) -> set[str]:
         links = json.loads(self.space.ok("bridge", "-j", "link"))

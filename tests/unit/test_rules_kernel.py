@@ -17,7 +17,7 @@ from guesthouse.network.rules.deciding import Verdict, decide
 from guesthouse.network.rules.packet import Packet, Way, find_way
 from guesthouse.network.rules.ruleset import Ruleset
 
-from ..firewall_house import house
+from ..firewall_house import house, ident
 from ..firewall_kernel import (
     ETHERTYPES,
     OUTSIDE,
@@ -34,8 +34,22 @@ from ..firewall_kernel import (
 
 pytestmark = pytest.mark.root
 
-NETWORKS: dict[str, dict[str, Any]] = {"lan": {}, "dmz": {}, "cell": {"kind": "isolated"}}
+WIRE = "wire0"
+"""The interface of the host that is on a bridge."""
+NETWORKS: dict[str, dict[str, Any]] = {
+    "lan": {},
+    "dmz": {},
+    "cell": {"kind": "isolated"},
+    "office": {"kind": "bridged", "uplink": WIRE},
+}
 HOMES = {"web": "lan", "db": "lan", "app": "dmz", "log": "dmz", "inmate": "cell"}
+HOMES |= {"desk": "office", "chair": "office"}
+OFFICE = {
+    "desk": ["192.168.50.11", "2001:db8:50::11"],
+    "chair": ["192.168.50.12", "2001:db8:50::12"],
+}
+BRIDGE_OF_WIRE = f"br-{ident('network', 'office')[-8:].lower()}"
+STATIONS = ("192.168.50.200", "2001:db8:50::200")
 HOST = ["192.168.77.5"]
 PUBLISHED = [
     {"port": 8080, "address": "10.200.1.11", "guest_port": 80},
@@ -71,7 +85,14 @@ def case(
 ) -> dict[str, Any]:
     return {
         "networks": {name: {**NETWORKS[name], **networks.get(name, {})} for name in NETWORKS},
-        "guests": {name: {"network": HOMES[name], **guests.get(name, {})} for name in HOMES},
+        "guests": {
+            name: {
+                "network": HOMES[name],
+                **({"addresses": OFFICE[name]} if name in OFFICE else {}),
+                **guests.get(name, {}),
+            }
+            for name in HOMES
+        },
         "groups": {"peers": [], "front": [], **groups},
         "sets": {"office": ["198.51.100.0/24", "2001:db8::/32", "10.200.2.14"]},
         "published": PUBLISHED,
@@ -141,13 +162,14 @@ def random_packet(draw: random.Random, ruleset: Ruleset) -> Packet:
         if sender
         else []
     )
-    destination = draw.choice([*inside, *inside, *FAR, *FAR, *gateways, *beside])
+    destination = draw.choice([*inside, *inside, *FAR, *FAR, *STATIONS, *gateways, *beside])
     if sender is None:
         destination = draw.choice(["", *inside])
+    outsider = draw.choice(["198.51.100.7", STATIONS[0]]) if ":" not in destination else ""
     return Packet(
         sender=sender.tap if sender else "",
         destination=destination,
-        source="198.51.100.7" if sender is None and ":" not in destination else "",
+        source="" if sender else outsider,
         protocol=draw.choice([Traffic.TCP, Traffic.UDP, Traffic.ICMP])
         if destination
         else draw.choice([Traffic.TCP, Traffic.UDP]),
@@ -177,11 +199,23 @@ def frame(kernel: KernelHouse, ruleset: Ruleset, way: Way, packet: Packet, numbe
     }[packet.protocol]
     destination = str(way.destination) if packet.destination else "10.0.2.100"
     data = ip(str(way.source), destination, protocol, body)
+    if way.sender is None and way.bridged and way.receiver:
+        return ethernet(kernel.mac(WIRE), way.receiver.mac, ETHERTYPES[version], data)
     if way.sender is None:
         return ethernet(UPLINK_MAC, TAP0_MAC, ETHERTYPES[version], data)
-    bridge = ruleset.network_of[way.sender.network].bridge
-    hop = way.receiver.mac if way.bridged and way.receiver else kernel.mac(bridge)
+    hop = kernel.mac(ruleset.network_of[way.sender.network].bridge)
+    if way.bridged:
+        hop = way.receiver.mac if way.receiver else kernel.mac(WIRE)
     return ethernet(way.sender.mac, hop, ETHERTYPES[version], data)
+
+
+def ends(way: Way) -> tuple[str, str]:
+    """Where the packet is sent, and where it is to be seen."""
+    elsewhere = WIRE if way.bridged else OUTSIDE
+    return (
+        way.sender.tap if way.sender else elsewhere,
+        way.receiver.tap if way.receiver else elsewhere,
+    )
 
 
 def test_the_dry_run_says_what_the_kernel_does(kernel: KernelHouse) -> None:
@@ -205,8 +239,7 @@ def test_the_dry_run_says_what_the_kernel_does(kernel: KernelHouse) -> None:
                 continue
             number += 1
             sent[number] = (packet, way, verdict)
-            at = way.sender.tap if way.sender else OUTSIDE
-            kernel.send(at, frame(kernel, ruleset, way, packet, number))
+            kernel.send(ends(way)[0], frame(kernel, ruleset, way, packet, number))
         check(kernel, sent)
         reached.update(verdict.rule.partition("/")[0] for _, _, verdict in sent.values())
     # Rules of all owners, walls and policies did decide, or this would prove little.
@@ -217,13 +250,15 @@ def check(kernel: KernelHouse, sent: dict[int, tuple[Packet, Way, Verdict]]) -> 
     seen = kernel.seen()
     for number, (packet, way, verdict) in sent.items():
         marked = [f for f in seen if token(number) in f.data]
-        target = way.receiver.tap if way.receiver else OUTSIDE
-        origin = way.sender.tap if way.sender else OUTSIDE
+        origin, target = ends(way)
         arrived = any(f.at == target for f in marked)
         if way.gateway:
             # The house itself answers or not; counters say which rule it was.
             continue
         assert arrived is (verdict.action is Action.ACCEPT), (SEED, packet, verdict)
+        on_wire = way.came_by == BRIDGE_OF_WIRE or WIRE in ends(way)
+        if on_wire and packet.protocol is not Traffic.TCP:
+            continue  # the house has no way back to a network on which it has no address
         refused = any(
             f.at == origin and (token(number) in f.data or f.reset_of == port_of(number))
             for f in seen

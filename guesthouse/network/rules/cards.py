@@ -73,10 +73,14 @@ def card_chains(table: Table, ruleset: Ruleset) -> None:
     for name, chains in (("senders", senders), ("receivers", receivers)):
         elements = {c.mac: chains[c.tap] for c in ruleset.cards if c.tap in chains}
         table.map(name, "type ether_addr : verdict", elements)
-    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        judged = [card for card in ruleset.cards if card.tap in receivers]
-        elements = {a: receivers[card.tap] for card in judged for a in card.of_version(version)}
-        table.map(f"receivers{version}", f"type {kind} : verdict", elements)
+    for version, word in ((4, "ip"), (6, "ip6")):
+        elements = {
+            f"{quoted(ruleset.network_of[card.network].bridge)} . {address}": receivers[card.tap]
+            for card in ruleset.cards
+            if card.tap in receivers
+            for address in card.of_version(version)
+        }
+        table.map(f"receivers{version}", f"typeof oifname . {word} daddr : verdict", elements)
 
 
 def _card_chain(table: Table, ruleset: Ruleset, card: Card, direction: Direction) -> str:

@@ -180,9 +180,9 @@ def _is_at(ruleset: Ruleset, end: Endpoint, way: Way, address: Address, *, sendi
         case EndpointKind.CIDR:
             found = _inside(address, (end.subnet,))
         case EndpointKind.GUEST:
-            found = card is not None and card.guest == end.value
+            found = _is_card(ruleset.cards_of.get(end.value, ()), card, address, sending=sending)
         case EndpointKind.GROUP:
-            found = card is not None and card in ruleset.members.get(end.value, ())
+            found = _is_card(ruleset.members.get(end.value, ()), card, address, sending=sending)
         case EndpointKind.SET:
             named = ruleset.set_of.get(end.value)
             entries = named.entries if named else ()
@@ -197,6 +197,13 @@ def _is_at(ruleset: Ruleset, end: Endpoint, way: Way, address: Address, *, sendi
         case EndpointKind.OUTSIDE:
             found = device == ruleset.uplink
     return found
+
+
+def _is_card(
+    cards: tuple[Card, ...], card: Card | None, address: Address, *, sending: bool
+) -> bool:
+    """Who sends is known by the card, who is sent to also by the address, wherever that leads."""
+    return card in cards or (not sending and any(str(address) in c.addresses for c in cards))
 
 
 def _to_house(ruleset: Ruleset, way: Way) -> Iterator[tuple[Action, str]]:

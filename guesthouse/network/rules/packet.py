@@ -71,8 +71,10 @@ def find_way(ruleset: Ruleset, packet: Packet) -> Way:
         )
     home = ruleset.network_of[sender.network] if sender else None
     receiver = _receiver(ruleset, destination, home)
-    if home and home.kind is NetworkKind.BRIDGED and receiver and receiver.network != home.id:
-        receiver = None  # the host's own network leads there, if anything does
+    if home and receiver and receiver.network != home.id:
+        kinds = {home.kind, ruleset.network_of[receiver.network].kind}
+        if NetworkKind.BRIDGED in kinds:
+            receiver = None  # the host's own network leads there, if anything does
     target = ruleset.network_of[receiver.network] if receiver else None
     gateway = _is_gateway(ruleset, destination)
     if target and target.kind is NetworkKind.BRIDGED and not sender:

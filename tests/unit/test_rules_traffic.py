@@ -4,6 +4,7 @@ one after another. Real packets in namespaces."""
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import socket
 import struct
@@ -33,6 +34,7 @@ from ..firewall_kernel import (
     TAP0_MAC,
     UPLINK_MAC,
     KernelHouse,
+    arp,
     ethernet,
     ip,
     kernel_house,
@@ -169,6 +171,36 @@ def test_a_closed_guest_gets_no_floods(kernel: KernelHouse) -> None:
     assert flooded(kernel)
     load(kernel, small(db={"policy": {"incoming": "drop"}}))
     assert not flooded(kernel)
+
+
+def test_a_rule_holds_for_what_is_for_one_but_shown_to_all(kernel: KernelHouse) -> None:
+    """A receiver takes such a frame for its own."""
+    load(kernel, small(db={"rules": [{"name": "no-web", "action": "drop", "sources": ["web"]}]}))
+    packet = ip(ADDRESSES[WEB], ADDRESSES[DB], 17, udp(next(PORTS), 9, b"traffic"))
+    kernel.send(WEB, ethernet(kernel.mac(WEB), "ff:ff:ff:ff:ff:ff", 0x0800, packet))
+    assert not [f for f in kernel.seen() if f.at == DB and b"traffic" in f.data]
+
+
+def test_the_bridge_does_not_learn_from_a_lie(kernel: KernelHouse) -> None:
+    """A false MAC would lead the other's packets to the liar."""
+    kernel.space.ok(*f"bridge link set dev {WEB} learning on".split())
+    lie = ethernet(kernel.mac(DB), "ff:ff:ff:ff:ff:ff", 0x0806, arp(kernel.mac(DB), WORLD, WORLD))
+
+    def learned() -> bool:
+        kernel.send(WEB, lie)
+        kernel.seen()
+        entries = json.loads(kernel.space.ok("bridge", "-j", "fdb", "show", "dev", WEB))
+        return any(entry["mac"] == kernel.mac(DB) for entry in entries)
+
+    try:
+        load(kernel, small())
+        assert not learned()
+        kernel.space.ok("nft", "flush", "ruleset")
+        assert learned(), "the control run"
+    finally:
+        kernel.space.ok(*f"bridge link set dev {WEB} learning off".split())
+        back = f"bridge fdb replace {kernel.mac(DB)} dev {DB} master static"
+        kernel.space.ok(*back.split())
 
 
 def test_counting_goes_on_over_a_load(kernel: KernelHouse) -> None:

@@ -39,8 +39,11 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 @lru_cache(maxsize=4096)
-def _network(text: str) -> Subnet:
-    """A thousand rules ask for the same few networks many times."""
+def subnet_of(text: str) -> Subnet:
+    """A CIDR, or one address; a thousand rules ask for the same few many times.
+
+    :raise ValueError: it is neither.
+    """
     return ipaddress.ip_network(text, strict=False)
 
 
@@ -101,7 +104,7 @@ class Endpoint(NamedTuple):
     @property
     def subnet(self) -> Subnet:
         """Of a CIDR."""
-        return _network(self.value)
+        return subnet_of(self.value)
 
     @property
     def is_single(self) -> bool:
@@ -217,7 +220,7 @@ def parse_ports(text: str, *, field: str = "ports") -> tuple[int, int]:
 def parse_cidr(text: str, *, field: str = "cidr") -> Subnet:
     """An address or a network. :raise InvalidInput: neither, or bits set behind the mask."""
     try:
-        meant = _network(text if _CIDR.fullmatch(text) else "")
+        meant = subnet_of(text if _CIDR.fullmatch(text) else "")
     except ValueError:
         raise InvalidInput(
             f"{text!r} is neither an IP address nor a network.",

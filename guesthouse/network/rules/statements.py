@@ -22,6 +22,7 @@ from guesthouse.model.firewall import (
     Traffic,
     Wall,
     parse_ports,
+    subnet_of,
 )
 from guesthouse.model.network import Network
 from guesthouse.network.rules.ruleset import Ruleset
@@ -203,7 +204,7 @@ def _of_kind(
 def _addresses(texts: list[str], side: str) -> list[Match]:
     found = []
     for version, word in ((4, "ip"), (6, "ip6")):
-        merged = merge(s for s in map(ipaddress.ip_network, texts) if s.version == version)
+        merged = merge(s for s in map(subnet_of, texts) if s.version == version)
         if merged:
             found.append(Match(version, f"{word} {side}addr {one_of(merged)}"))
     return found
@@ -212,13 +213,19 @@ def _addresses(texts: list[str], side: str) -> list[Match]:
 def merge(subnets: Iterable[Subnet]) -> list[str]:
     """Subnets of one version as nft writes them, without overlaps, which it refuses."""
     listed = list(subnets)
+    if len(listed) == 1:
+        return [_spelled(listed[0])]
     four = [s for s in listed if isinstance(s, ipaddress.IPv4Network)]
     six = [s for s in listed if isinstance(s, ipaddress.IPv6Network)]
     merged: list[Subnet] = [
         *ipaddress.collapse_addresses(four),
         *ipaddress.collapse_addresses(six),
     ]
-    return [str(s.network_address if s.num_addresses == 1 else s) for s in merged]
+    return [_spelled(subnet) for subnet in merged]
+
+
+def _spelled(subnet: Subnet) -> str:
+    return str(subnet.network_address if subnet.num_addresses == 1 else subnet)
 
 
 def _guests(ruleset: Ruleset, ids: list[str], side: str) -> list[Match]:

@@ -214,7 +214,9 @@ def _slices(values: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def quoted(text: str) -> str:
     """A string as nft takes it. It knows no escapes, so what it cannot hold is left out."""
-    return '"' + "".join(c for c in text if c.isprintable() and c not in '"\\') + '"'
+    if not text.isprintable() or '"' in text or "\\" in text:
+        text = "".join(c for c in text if c.isprintable() and c not in '"\\')
+    return f'"{text}"'
 
 
 def one_of(values: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ from guesthouse.model.document import convert_strict
 from guesthouse.model.firewall import EndpointKind, Rule, resolve_rule
 from guesthouse.network.rules.ruleset import Ruleset
 
+COMMON = {"bridge_state": "nf-call", "log_group": 7}
+"""What a kernel can do unless a case says otherwise."""
 _LETTERS = str.maketrans("ILOU-", "110VX")
 
 
@@ -80,9 +82,9 @@ def house(case: dict[str, Any]) -> Ruleset:
     """:raise InvalidInput: the case is not right."""
     networks = case.get("networks", {"lan": {}})
     guests = case.get("guests", {})
-    raw: dict[str, Any] = {
-        key: case[key] for key in ("features", "published", "host", "lan", "uplink") if key in case
-    }
+    keys = ("published", "host", "lan", "uplink")
+    raw: dict[str, Any] = {key: case[key] for key in keys if key in case}
+    raw["features"] = case.get("features", COMMON)
     raw["networks"] = [network(n, name, networks[name]) for n, name in enumerate(networks, 1)]
     raw["cards"] = [card(n, name, guests[name], networks) for n, name in enumerate(guests, 1)]
     raw["groups"] = [

@@ -246,3 +246,17 @@ def test_addresses_that_guests_make_up() -> None:
     """RFC 4291 appendix A."""
     assert link_local("52:67:68:00:00:01") == "fe80::5067:68ff:fe00:1"
     assert made_up_address("fd42::/64", "34:56:78:9a:bc:de") == "fd42::3656:78ff:fe9a:bcde"
+
+
+@given(st.lists(private, max_size=12), st.integers(12, 18))
+def test_steps_over_routes_find_what_trying_each_would(taken: list[str], prefix: int) -> None:
+    routes = [ipaddress.ip_network(route) for route in (*taken, "10.0.2.0/24")]
+    pools = ("10.128.0.0/9", "172.16.0.0/12", "192.168.0.0/16", "10.0.0.0/9")
+    each = (
+        candidate
+        for pool in map(ipaddress.ip_network, pools)
+        if pool.prefixlen <= prefix
+        for candidate in pool.subnets(new_prefix=prefix)
+        if not any(candidate.overlaps(route) for route in routes)
+    )
+    assert choose_subnet(taken, prefix=prefix) == str(next(each))

@@ -15,9 +15,10 @@ from guesthouse.model.firewall import Action, Traffic
 from guesthouse.network.rules.compiling import bridge_settings, compile_ruleset
 from guesthouse.network.rules.deciding import Verdict, decide
 from guesthouse.network.rules.packet import Packet, Way, find_way
+from guesthouse.network.rules.probing import NF_CALL
 from guesthouse.network.rules.ruleset import Ruleset
 
-from ..firewall_house import house, ident
+from ..firewall_house import COMMON, house, ident
 from ..firewall_kernel import (
     ETHERTYPES,
     OUTSIDE,
@@ -80,10 +81,30 @@ def kernel() -> Iterator[KernelHouse]:
         yield made
 
 
+def kinds_of_state(kernel: KernelHouse) -> list[dict[str, Any]]:
+    """Features, for every way in which this kernel can track what stays on one bridge."""
+
+    def takes(rule: str) -> bool:
+        chain = f"chain c {{\ntype filter hook forward priority 0\n{rule}\n}}"
+        text = f"table bridge t {{\n{chain}\n}}\n"
+        return not kernel.space.run("nft", "--check", "-f", "-", text=text).returncode
+
+    found = [COMMON] if not kernel.space.run(*NF_CALL).returncode else []
+    if takes("ct state established accept"):
+        reject = takes("reject")
+        found.append({**COMMON, "bridge_state": "conntrack", "bridge_reject": reject})
+    assert found, "this kernel cannot filter between guests of one network"
+    return found
+
+
 def case(
-    guests: dict[str, Any], networks: dict[str, Any], groups: dict[str, Any]
+    guests: dict[str, Any],
+    networks: dict[str, Any],
+    groups: dict[str, Any],
+    features: dict[str, Any] = COMMON,
 ) -> dict[str, Any]:
     return {
+        "features": features,
         "networks": {name: {**NETWORKS[name], **networks.get(name, {})} for name in NETWORKS},
         "guests": {
             name: {
@@ -130,7 +151,7 @@ def random_rules(draw: random.Random) -> list[dict[str, Any]]:
     return found
 
 
-def random_house(draw: random.Random) -> Ruleset:
+def random_house(draw: random.Random, features: dict[str, Any]) -> Ruleset:
     def firewall(groups: bool) -> dict[str, Any]:
         policy = {
             way: draw.choice(["accept", "drop", "reject"])
@@ -150,7 +171,7 @@ def random_house(draw: random.Random) -> Ruleset:
     }
     guests = {name: firewall(groups=True) for name in HOMES if draw.random() < 0.8}
     groups = {name: random_rules(draw) for name in ("peers", "front")}
-    return house(case(guests, networks, groups))
+    return house(case(guests, networks, groups, features))
 
 
 def random_packet(draw: random.Random, ruleset: Ruleset) -> Packet:
@@ -223,8 +244,9 @@ def test_the_dry_run_says_what_the_kernel_does(kernel: KernelHouse) -> None:
     draw = random.Random(SEED)
     number = 0
     reached: Counter[str] = Counter()
-    for _ in range(12):
-        ruleset = random_house(draw)
+    states = kinds_of_state(kernel)
+    for turn in range(12):
+        ruleset = random_house(draw, states[turn % len(states)])
         kernel.settings(bridge_settings(ruleset))
         kernel.load(compile_ruleset(ruleset))
         kernel.drain()

@@ -39,7 +39,7 @@ ALWAYS_HOST = ("0.0.0.0/8", "10.0.2.0/24", "127.0.0.0/8", "169.254.0.0/16", "fd0
 
 
 class Features(Noun, kw_only=True, frozen=True):
-    """What the kernel and nft can do; see `probing`.
+    """What the kernel and nft can do; see `probing`. Nothing is taken for granted.
 
     :ivar bridge_state: how answers are told from questions between guests of one bridge:
         `conntrack` (CONFIG_NF_CONNTRACK_BRIDGE), `nf-call` (bridged packets pass the inet table:
@@ -49,9 +49,9 @@ class Features(Noun, kw_only=True, frozen=True):
         for a namespace needs net.netfilter.nf_log_all_netns=1.
     """
 
-    bridge_state: str = "nf-call"
+    bridge_state: str = ""
     bridge_reject: bool = False
-    log_group: int | None = 7
+    log_group: int | None = None
 
 
 class Card(Noun, kw_only=True, frozen=True):

@@ -55,7 +55,9 @@ HOST = ["192.168.77.5"]
 PUBLISHED = [
     {"port": 8080, "address": "10.200.1.11", "guest_port": 80},
     {"port": 5353, "protocol": "udp", "address": "10.200.2.13", "guest_port": 53},
+    {"port": 8080, "address": "fd42:200:1::1002", "guest_port": 443},
 ]
+UPLINK = {4: "10.0.2.100", 6: "fd00::100"}
 PORTS = (22, 53, 80, 443, 8080, 8443)
 FAR = (
     "192.168.77.5",
@@ -186,7 +188,8 @@ def random_packet(draw: random.Random, ruleset: Ruleset) -> Packet:
     destination = draw.choice([*inside, *inside, *FAR, *FAR, *STATIONS, *gateways, *beside])
     if sender is None:
         destination = draw.choice(["", *inside])
-    outsider = draw.choice(["198.51.100.7", STATIONS[0]]) if ":" not in destination else ""
+    version = 6 if ":" in destination or (not destination and draw.random() < 0.3) else 4
+    outsider = draw.choice({4: ["198.51.100.7", STATIONS[0]], 6: ["2001:db8::7", ""]}[version])
     return Packet(
         sender=sender.tap if sender else "",
         destination=destination,
@@ -218,7 +221,7 @@ def frame(kernel: KernelHouse, ruleset: Ruleset, way: Way, packet: Packet, numbe
         Traffic.UDP: (udp(port, packet.port, token(number)), 17),
         Traffic.ICMP: (echo(version, port, token(number)), 1 if version == 4 else 58),
     }[packet.protocol]
-    destination = str(way.destination) if packet.destination else "10.0.2.100"
+    destination = str(way.destination) if packet.destination else UPLINK[version]
     data = ip(str(way.source), destination, protocol, body)
     if way.sender is None and way.bridged and way.receiver:
         return ethernet(kernel.mac(WIRE), way.receiver.mac, ETHERTYPES[version], data)
@@ -262,6 +265,7 @@ def test_the_dry_run_says_what_the_kernel_does(kernel: KernelHouse) -> None:
             number += 1
             sent[number] = (packet, way, verdict)
             kernel.send(ends(way)[0], frame(kernel, ruleset, way, packet, number))
+        assert len(sent) > 75, "most packets can be sent"
         check(kernel, sent)
         reached.update(verdict.rule.partition("/")[0] for _, _, verdict in sent.values())
     # Rules of all owners, walls and policies did decide, or this would prove little.

@@ -110,8 +110,10 @@ def _published(ruleset: Ruleset, packet: Packet) -> Published | None:
     """A packet to no address in particular, or to one of the uplink, is for what is published."""
     if packet.destination and _receiver(ruleset, _address(packet.destination, ""), None):
         return None
+    version = _address(packet.source, "source").version if packet.source else 0
     for port in ruleset.published:
-        if (port.port, port.protocol.value) == (packet.port, packet.protocol.value):
+        wanted = (port.port, port.protocol.value) == (packet.port, packet.protocol.value)
+        if wanted and version in (0, port.version):
             return port
     return None
 

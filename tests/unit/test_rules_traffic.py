@@ -19,6 +19,7 @@ import pytest
 from guesthouse.model.device import Protocol
 from guesthouse.network.rules.compiling import (
     CHAINS,
+    acting_table,
     bridge_settings,
     compile_ruleset,
     compile_staged,
@@ -286,6 +287,7 @@ def thousand(**more: dict[str, Any]) -> Ruleset:
 
 def test_stages_act_at_once_and_only_at_the_end(kernel: KernelHouse) -> None:
     load(kernel, small(db={"policy": {"incoming": "drop"}}))
+    assert acting_table(kernel.space.ok(*CHAINS).encode()) == "guesthouse"
     first = next_table(kernel.space.ok(*CHAINS).encode())
     *stages, last = compile_staged(thousand(), table=first)
     assert len(stages) > 2
@@ -297,6 +299,7 @@ def test_stages_act_at_once_and_only_at_the_end(kernel: KernelHouse) -> None:
     tables = kernel.space.ok("nft", "list", "tables").splitlines()
     assert tables == [f"table bridge {first}", f"table inet {first}"]
 
+    assert acting_table(kernel.space.ok(*CHAINS).encode()) == first
     second = next_table(kernel.space.ok(*CHAINS).encode())
     assert second != first
     for text in compile_staged(small(db={"policy": {"incoming": "drop"}}), table=second)[:-1]:

@@ -83,17 +83,20 @@ def difference(before: Ruleset, after: Ruleset, table: str = TABLE) -> str | Non
     return "".join(f"{line}\n" for line in lines)
 
 
-def next_table(chains: bytes) -> str:
-    """The name for the next `compile_staged`: not that of the table that acts now.
+def acting_table(chains: bytes) -> str:
+    """The name of the tables that act now, which `publish_text` wants; empty if there are none.
 
     :param chains: what `CHAINS` prints. :raise ToolFailed: it is no listing of nft.
     """
-    acting = {
-        entry["chain"]["table"]
-        for entry in read_listing(chains)
-        if "hook" in entry.get("chain", {})
-    }
-    return next(name for name in NAMES[1:] if name not in acting)
+    hooked = (entry.get("chain", {}) for entry in read_listing(chains))
+    names = {chain["table"] for chain in hooked if "hook" in chain}
+    return next((name for name in NAMES if name in names), "")
+
+
+def next_table(chains: bytes) -> str:
+    """The name for the next `compile_staged`. Parameter and errors as `acting_table`."""
+    acting = acting_table(chains)
+    return next(name for name in NAMES[1:] if name != acting)
 
 
 def _tables(ruleset: Ruleset, counters: Mapping[str, Count] | None) -> tuple[Table, Table]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from guesthouse.drivers.base import VNC_SOCKET, DriverEvent, Exit
 from guesthouse.drivers.events import Fanout
-from guesthouse.drivers.qemu import exits, screenshot
+from guesthouse.drivers.qemu import exits, plugging, screenshot
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import QMP_SOCKET, remove_sockets
 from guesthouse.drivers.qemu.publishing import Publisher
@@ -138,6 +138,12 @@ class QemuRunning:
 
     async def unpublish(self, nic: int, port: Publish) -> None:
         await self._alive(self._publisher.close(nic, port, self._monitor().human))
+
+    async def plug_port(self, name: str, connection: int) -> None:
+        await self._alive(plugging.plug(self._monitor(), name, connection))
+
+    async def unplug_port(self, name: str) -> None:
+        await self._alive(plugging.unplug(self._monitor(), name))
 
     def events(self) -> AsyncIterator[DriverEvent]:
         return self._fan.listen()

@@ -17,7 +17,7 @@ from guesthouse.errors import GuesthouseError
 from guesthouse.model.share import Share
 from guesthouse.shares import inside
 from guesthouse.shares.choosing import GuestAbilities
-from guesthouse.shares.serving import FileServer
+from guesthouse.shares.serving import FileServer, ServerRecord
 
 _RUN_SECONDS = 120.0
 
@@ -119,6 +119,11 @@ class GuestShares:
         """Clean up on the host alone: the guest has gone, or was reset. Never raises."""
         async with self._turn:
             await self._let_go(share)
+
+    def server(self, share: Share) -> ServerRecord | None:
+        """Who serves it, if somebody does; host's side alone, blocking but short."""
+        served = self._server(share)
+        return served.record if served is not None else None
 
     # --- one share ------------------------------------------------------------------------------
 

@@ -104,9 +104,12 @@ async def test_mount_and_unmount_all(tmp_path: Path, guest: FakeGuest) -> None:
     assert await made.mount_all(both) == {}
     assert guest.mounted == {"/mnt/a", "/mnt/b"} and len(guest.ports) == 2
     assert records(tmp_path) == ["share-a.json", "share-b.json"]
+    record = made.server(both[0])
+    assert record is not None and record.share == both[0] and record.walls
     await made.unmount_all(both)
     assert not guest.mounted and not guest.ports and records(tmp_path) == []
     await made.unmount_all(both)
+    assert made.server(both[0]) is None
 
 
 async def test_one_that_is_busy_keeps_all(tmp_path: Path, guest: FakeGuest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -11,6 +12,7 @@ from guesthouse.model.document import Noun
 
 MAX_SHARES = 12
 """Of one guest: its virtio-serial device has 16 ports, of which the house takes two."""
+_MAX_NAME = 20
 _MAX_PATH = 4095
 """Bytes; PATH_MAX of Linux without the ending NUL."""
 
@@ -30,7 +32,7 @@ class Way(StrEnum):
 class Share(Noun, kw_only=True, frozen=True):
     """A shared folder of a guest.
 
-    :ivar name: unique in the guest and never reused for another folder; names port and unit.
+    :ivar name: unique in the guest, of a-z, 0-9 and "-"; names port, unit and record.
     :ivar source: absolute path on the host. :ivar target: absolute path in the guest.
     :ivar way: the way that is wanted; None chooses by what host and guest can do.
     :ivar host_uid: the sharing user, as whom the file server runs; `host_gid` its group.
@@ -50,6 +52,15 @@ class Share(Noun, kw_only=True, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.source}:{self.target}{':ro' if self.read_only else ''}"
+
+
+def share_name(target: str, taken: Iterable[str]) -> str:
+    """A name for a share at `target` that is not among `taken`."""
+    base = re.sub(r"[^a-z0-9]+", "-", posixpath.basename(target).lower()).strip("-")[:_MAX_NAME]
+    base = base or "share"
+    known = set(taken)
+    names = (base, *(f"{base}-{number}" for number in range(2, MAX_SHARES + 2)))
+    return next(name for name in names if name not in known)
 
 
 class ShareText(Noun, kw_only=True, frozen=True):
@@ -77,11 +88,10 @@ _NOT_ITSELF = frozenset({"/", "/bin", "/home", "/lib", "/lib64", "/root", "/sbin
 _NEVERTHELESS_A_TARGET = ("/usr/local", "/usr/src", "/var/www", "/var/lib", "/var/tmp")  # noqa: S108
 
 
-def parse_share(text: str, *, field: str = "share") -> ShareText:
+def parse_share(text: str, *, at: str = "", field: str = "share") -> ShareText:
     """`HOST:GUEST[:ro]`. A colon in a path is written `\\:`.
 
-    Both paths are absolute; `~` and relative ones are the command line's to resolve, which knows
-    where the user stands.
+    :param at: the folder that a relative HOST begins at; without it both paths are absolute.
 
     :raise InvalidInput: not of that shape, or not paths that can be.
     """
@@ -97,6 +107,8 @@ def parse_share(text: str, *, field: str = "share") -> ShareText:
             r"in a path is written \:.",
             field=field,
         )
+    if at and parts[0] and not parts[0].startswith("/"):
+        parts[0] = posixpath.normpath(posixpath.join(at, parts[0]))
     source = check_path(parts[0], field=field, where="host")
     target = check_path(parts[1], field=field, where="guest")
     check_target(target, field=field)

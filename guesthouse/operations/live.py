@@ -16,6 +16,7 @@ from guesthouse.guestos.ssh import GuestSsh
 from guesthouse.model.device import ssh_login
 from guesthouse.model.guest import Guest, GuestStatus
 from guesthouse.model.states import GuestState, require_state
+from guesthouse.shares.attached import GuestShares
 
 
 @dataclass
@@ -45,12 +46,16 @@ class LiveGuest:
     """One incarnation and its channels. :ivar ended: set once its process is gone.
 
     :ivar unrecorded: its status while the full disk does not take it.
+    :ivar shares: what mounts its shares; None where there is no way in.
+    :ivar share_problems: by name, why a share is not mounted.
     """
 
     guest_id: str
     running: Running
     agent: Agent
     ssh: GuestSsh | None
+    shares: GuestShares | None = None
+    share_problems: dict[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     unrecorded: GuestStatus | None = None

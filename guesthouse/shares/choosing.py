@@ -17,13 +17,15 @@ ORDER = (Way.VIRTIOFS, Way.SFTP, Way.NINEP)
 
 
 class HostAbilities(Noun, kw_only=True, frozen=True):
-    """:ivar virtiofsd: path of the Rust virtiofsd; empty where there is none.
+    """:ivar virtiofs: the house itself serves it.
 
+    :ivar virtiofsd: path of the Rust virtiofsd; empty where there is none.
     :ivar virtiofsd_maps: it knows `--translate-uid` (1.13). :ivar virtiofsd_read_only: and
         `--readonly`.
     :ivar qemu_virtiofs: QEMU has vhost-user-fs-pci. :ivar qemu_9p: and virtio-9p-pci.
     """
 
+    virtiofs: bool = True
     virtiofsd: str = ""
     virtiofsd_maps: bool = False
     virtiofsd_read_only: bool = False
@@ -91,6 +93,8 @@ Look = Callable[[Wanted, HostAbilities, GuestAbilities], Lack | None]
 
 
 def _virtiofs(wanted: Wanted, host: HostAbilities, guest: GuestAbilities) -> Lack | None:
+    if not host.virtiofs:
+        return Lack("this house does not serve it", "Use sftp.")
     if not host.virtiofsd:
         return Lack(
             "the host has no virtiofsd",
@@ -98,12 +102,9 @@ def _virtiofs(wanted: Wanted, host: HostAbilities, guest: GuestAbilities) -> Lac
         )
     if not host.qemu_virtiofs:
         return Lack("QEMU has no vhost-user-fs-pci", "Install a QEMU that was built with it.")
-    if not host.virtiofsd_maps:
-        return Lack("this virtiofsd cannot map owners", "Install virtiofsd 1.13 or newer.")
-    if wanted.read_only and not host.virtiofsd_read_only:
-        return Lack(
-            "this virtiofsd cannot keep a share read-only", "Install virtiofsd 1.13 or newer."
-        )
+    if not host.virtiofsd_maps or (wanted.read_only and not host.virtiofsd_read_only):
+        cannot = "keep a share read-only" if host.virtiofsd_maps else "map owners"
+        return Lack(f"this virtiofsd cannot {cannot}", "Install virtiofsd 1.13 or newer.")
     if "virtiofs" not in guest.file_systems:
         return Lack("the guest's kernel has no virtiofs", "Use a newer kernel in it.", guest=True)
     return None

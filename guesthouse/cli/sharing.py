@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
+import msgspec
 
 from guesthouse.cli import output
 from guesthouse.cli.command import command, guest_argument, json_option
@@ -56,18 +57,15 @@ def share_add(
     What the guest makes in it is yours. It stays shared until it is removed, whenever the guest
     runs.
     """
-    wanted = parse_share(folder, at=os.getcwd())  # noqa: PTH109  # kept free of pathlib's import
-    request = ShareRequest(
-        source=wanted.source,
-        target=wanted.target,
-        read_only=wanted.read_only,
+    request = msgspec.structs.replace(
+        share_request(folder),
         way=Way(way) if way else None,
         guest_user=guest_user,
         system_folder=system_folder,
     )
     house = open_house()
     (job,) = carry_out(house, [Wish(name, lambda: house.share(name, request))])
-    output.result(f"Shared {wanted.source} at {wanted.target} of {job.target_name or name}")
+    output.result(f"Shared {request.source} at {request.target} of {job.target_name or name}")
     if reason := (job.result or {}).get("reason"):
         output.note(str(reason))
 
@@ -111,6 +109,12 @@ def share_rm(name: str, which: str, force: bool) -> None:
     found = _named(house.shares(name), which, name)
     carry_out(house, [Wish(name, lambda: house.unshare(name, found.name, force=force))])
     output.result(f"{found.source} is not shared with {name} any more")
+
+
+def share_request(text: str) -> ShareRequest:
+    """`HOST:GUEST[:ro]`, where HOST may be relative to where we are. :raise InvalidInput:"""
+    wanted = parse_share(text, at=str(Path.cwd()))
+    return ShareRequest(source=wanted.source, target=wanted.target, read_only=wanted.read_only)
 
 
 def _row(one: ShareView) -> list[str]:

@@ -174,7 +174,7 @@ def check_source(source: str, *, asked_twice: bool, private: Iterable[str] = ())
     if is_system_folder(source) and not asked_twice:
         raise InvalidInput(
             f"{source} is a folder of the system: a guest could read its secrets or change it.",
-            hint="If you really mean it, say so: --system-folder.",
+            hint="If you really mean it: guest share add --system-folder …",
             field="source",
         )
 

@@ -76,7 +76,7 @@ from guesthouse.operations.memory import check_total
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.seeding import check_seeding, kept_for_launch
-from guesthouse.operations.sharing import ShareParams, UnshareParams, share_of, views
+from guesthouse.operations.sharing import ShareParams, UnshareParams, share_of, shares_of, views
 from guesthouse.operations.support import support_bundle
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
@@ -192,6 +192,7 @@ class House:
             "name": name,
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
+            "shares": shares_of(request.shares, requester),
         }
         # Secret, so it goes another way than into the job's document.
         secret = CloudInit(
@@ -284,7 +285,7 @@ class House:
 
     async def share(self, ref: str, request: ShareRequest, requester: str) -> Job:
         guest = self.view.guest(ref)
-        share = share_of(guest, request, requester)
+        share = share_of(request, requester, [one.name for one in guest.spec.shares])
         params = ShareParams(guest=guest.id, share=share)
         return await self._submit_params("guest.share", params, guest, requester)
 

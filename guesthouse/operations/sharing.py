@@ -46,14 +46,8 @@ class AddShare(GuestOperation[ShareParams]):
     async def run(self, ctx: JobContext, params: ShareParams) -> dict[str, str]:
         share = params.share
         guest = await self.rooms.guest(params.guest)
-        if not guest.spec.ssh_port:
-            raise AgentUnsupported(
-                f"Guest {guest.name!r} cannot mount shares: its image has no ssh port of ours.",
-                hint="Use an image that Guesthouse built: guest image ls",
-            )
-        if share not in guest.spec.shares:
-            check_shares((*guest.spec.shares, share))
-        await asyncio.to_thread(_check_source, self.rooms.folders, share)
+        others = [one for one in guest.spec.shares if one != share]
+        await check_wanted(self.rooms, [*others, share], guest.name, ssh_port=guest.spec.ssh_port)
         await ctx.step("share")
         live = self.rooms.live.get(guest.id)
         reason = ""
@@ -101,9 +95,37 @@ class RemoveShare(GuestOperation[UnshareParams]):
         await change_shares(self.rooms, guest.id, remove=found)
 
 
-def share_of(guest: Guest, request: ShareRequest, requester: str) -> Share:
+async def check_wanted(
+    rooms: Rooms, shares: Sequence[Share], guest: str, *, ssh_port: bool
+) -> None:
+    """Whether a guest may have all these; `ssh_port` says whether its image has ours.
+
+    :raise AgentUnsupported: it could not mount them. :raise Conflict: they cover each other.
+    :raise InvalidInput: too many, or the last one's folder is not there or not to be shared.
+    """
+    if not shares:
+        return
+    if not ssh_port:
+        raise AgentUnsupported(
+            f"Guest {guest!r} cannot mount shares: its image has no ssh port of ours.",
+            hint="Use an image that Guesthouse built: guest image ls",
+        )
+    check_shares(shares)
+    await asyncio.to_thread(_check_source, rooms.folders, shares[-1])
+
+
+def shares_of(requests: Sequence[ShareRequest], requester: str) -> tuple[Share, ...]:
+    """The shares of a guest that is to be made. Raises as `share_of`."""
+    made: list[Share] = []
+    for request in requests:
+        made.append(share_of(request, requester, [one.name for one in made]))
+    return tuple(made)
+
+
+def share_of(request: ShareRequest, requester: str, taken: Sequence[str]) -> Share:
     """The share that is asked for, with its name and the user who shares.
 
+    :param taken: names of the guest's other shares.
     :raise InvalidInput: paths that cannot be.
     """
     target = check_path(request.target, field="target", where="guest")
@@ -114,7 +136,7 @@ def share_of(guest: Guest, request: ShareRequest, requester: str) -> Share:
     except KeyError:
         gid = uid
     return Share(
-        name=share_name(target, (one.name for one in guest.spec.shares)),
+        name=share_name(target, taken),
         source=check_path(request.source, field="source", where="host"),
         target=target,
         read_only=request.read_only,

@@ -37,11 +37,9 @@ async def follow_shares(rooms: Rooms, guest_id: str, live: LiveGuest) -> None:
 
 async def _mount(rooms: Rooms, guest_id: str, live: LiveGuest) -> None:
     guest = rooms.view.guests.get(guest_id)
-    if guest is None or live.shares is None or not guest.spec.shares:
+    if guest is None:
         return
-    problems = await live.shares.mount_all(guest.spec.shares)
-    live.share_problems = {name: str(error) for name, error in problems.items()}
-    for name, error in problems.items():
+    for name, error in (await live.mount_shares(guest.spec.shares)).items():
         log.warning("guest %s: its share %s is not mounted: %s", guest.name, name, error)
 
 

@@ -128,6 +128,20 @@ async def test_a_guest_without_our_port_is_refused(
     assert job.problem is not None and job.problem.code == "agent-unsupported"
 
 
+async def test_a_launch_with_shares(api: httpx.AsyncClient, house: ApiHouse, source: Path) -> None:
+    folders = [{"source": str(source), "target": f"/srv/{name}/x"} for name in ("a", "b")]
+    body = {"image": "micro", "name": "web", "start": False, "shares": folders}
+    job = job_of(await api.post("/v1/guests", json=body, params=WAIT))
+    assert job.state is JobState.DONE, job.problem
+    assert [one["name"] for one in (await api.get(ROUTE)).json()] == ["x", "x-2"]
+    for wrong, code in (([folders[0], folders[0]], "conflict"),
+                        ([{"source": "/etc", "target": "/srv/a"}], "invalid-input")):  # fmt: skip
+        body = {"image": "micro", "name": "db", "start": False, "shares": wrong}
+        job = job_of(await api.post("/v1/guests", json=body, params=WAIT))
+        assert job.problem is not None and job.problem.code == code
+        assert (await api.get("/v1/guests/db")).status_code == 404
+
+
 async def test_the_supervisor_mounts_when_the_guest_is_up_and_after_a_reset(
     api: httpx.AsyncClient, house: ApiHouse, source: Path, inside: FakeGuest, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ class FakeGuest:
         self.users = {"guest": (1000, 1000)}
         self.away = False
         self.able = True
+        self.seen_as = ""
         self.ports: dict[str, socket.socket] = {}
         self.log: list[str] = []
 
@@ -44,7 +45,8 @@ class FakeGuest:
         if what == "mount":
             if words[1] in self.broken:
                 return End(75), b"", b"sshfs: broken\n"
-            assert f"house.guest.share.{words[0]}" in self.ports
+            assert f"share.{words[0]}" in self.ports
+            assert words[-1] == self.seen_as
             self.mounted.add(words[1])
             return End(0), b"", b""
         assert what == "unmount"
@@ -53,8 +55,9 @@ class FakeGuest:
         self.mounted.discard(words[0])
         return End(0), b"", b""
 
-    async def plug_port(self, name: str, connection: int) -> None:
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
         await self.unplug_port(name)
+        self.seen_as = seen_as
         self.ports[name] = socket.socket(fileno=os.dup(connection))
 
     async def unplug_port(self, name: str) -> None:

@@ -131,9 +131,11 @@ class Running(Protocol):
 
     async def unpublish(self, nic: int, port: Publish) -> None: ...
 
-    async def plug_port(self, name: str, connection: int) -> None:
-        """A virtio-serial port `name`, live, whose bytes go through the connected socket
-        `connection`, which stays the caller's. It takes the place of an older one of that name.
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        """A virtio-serial port, live, whose bytes go through the connected socket `connection`,
+        which stays the caller's. It takes the place of an older one of that name.
+
+        :param seen_as: the name by which the guest finds it.
 
         :raise EngineError: there is no room for more.
         """

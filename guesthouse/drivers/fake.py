@@ -348,7 +348,7 @@ class FakeRunning:
         self._check_nic(nic)
         self._process.ports = [p for p in self._process.ports if not overlap(p, port)]
 
-    async def plug_port(self, name: str, connection: int) -> None:
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
         self._enter("plug_port")
         await self.unplug_port(name)
         self._plugged[name] = os.dup(connection)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,9 +39,9 @@ class Inside(Protocol):
 class Ports(Protocol):
     """Virtio-serial ports that come and go while the guest runs; a driver has them."""
 
-    async def plug_port(self, name: str, connection: int) -> None:
-        """A port called `name` whose bytes go through the socket `connection`, which stays the
-        caller's. One that is there already gets the new connection."""
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        """A port whose bytes go through the socket `connection`, which stays the caller's, in
+        place of an older one of that name. The guest finds it by the name `seen_as`."""
         ...
 
     async def unplug_port(self, name: str) -> None:
@@ -132,9 +133,9 @@ class GuestShares:
         if served is not None and served.record.share == share and await self._is_mounted(share):
             return
         # Always with a new port: the old one may hold half a message.
-        await self._serve(share)
+        port = await self._serve(share)
         try:
-            argv, data = inside.mount_sftp(share)
+            argv, data = inside.mount_sftp(share, port)
             ended, _out, errors = await self._inside.run(argv, data=data, timeout=_RUN_SECONDS)
             inside.check_mounted(share, ended.code, errors)
         except BaseException:
@@ -147,8 +148,12 @@ class GuestShares:
         )
         return ended.code == 0
 
-    async def _serve(self, share: Share) -> None:
-        """A new port and a new file server, in place of older ones."""
+    async def _serve(self, share: Share) -> str:
+        """A new port and a new file server, in place of older ones.
+
+        :return: the port's name in the guest. It is new each time: a guest may notice late that the
+            old one has gone.
+        """
         await self._let_go(share)
         user = share.guest_user or self._user
         ended, out, _errors = await self._inside.run(inside.ask_ids(user), timeout=_RUN_SECONDS)
@@ -160,10 +165,12 @@ class GuestShares:
                 share, ours.fileno(), guest=guest, place=self._place(share)
             )
             try:
-                await self._ports.plug_port(_port(share), theirs.fileno())
+                seen_as = f"{inside.PORT_PREFIX}{share.name}.{secrets.token_hex(4)}"
+                await self._ports.plug_port(_port(share), theirs.fileno(), seen_as=seen_as)
             except BaseException:
                 await asyncio.shield(self._let_go(share))
                 raise
+        return seen_as
 
     async def _unmount(self, share: Share) -> None:
         ended, out, errors = await self._inside.run(inside.unmount(share), timeout=_RUN_SECONDS)
@@ -192,4 +199,4 @@ class GuestShares:
 
 
 def _port(share: Share) -> str:
-    return inside.PORT_PREFIX + share.name
+    return f"share.{share.name}"

@@ -53,14 +53,21 @@ _IDS = f'id -u -- "$1" && id -g -- "$1" || exit {_NO_USER}\n'
 _MOUNT = (
     _MOUNTED
     + f"""\
-name=$1 target=$2 coded=$3 options=$4 turns=$5
+name=$1 target=$2 coded=$3 options=$4 turns=$5 seen_as=$6
 while mounted; do umount -l -- "$target" || break; done
 command -v sshfs >/dev/null || exit {_NO_SSHFS}
 modprobe fuse >/dev/null 2>&1
 [ -e /dev/fuse ] || exit {_NO_FUSE}
-port=/dev/virtio-ports/{PORT_PREFIX}$name
+# The kernel's own names: udev's may come late.
+find_port() {{
+  for one in /sys/class/virtio-ports/*; do
+    [ -r "$one/name" ] && read -r known <"$one/name" && [ "$known" = "$seen_as" ] &&
+      port=/dev/${{one##*/}} && [ -e "$port" ] && return 0
+  done
+  return 1
+}}
 turn=0
-until [ -e "$port" ]; do
+until find_port; do
   turn=$((turn + 1)); [ $turn -gt $turns ] && exit {_NO_PORT}
   sleep 0.1
 done
@@ -157,13 +164,13 @@ def ids(user: str, code: int | None, output: bytes) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def mount_sftp(share: Share, *, seconds: int = MOUNT_SECONDS) -> tuple[list[str], bytes]:
-    """The command that mounts by a port that has just been plugged in, and its input.
+def mount_sftp(share: Share, port: str, *, seconds: int = MOUNT_SECONDS) -> tuple[list[str], bytes]:
+    """The command that mounts by the port that has just been plugged in, and its input.
 
     What an earlier port left mounted there is dead, and let go.
     """
     options = ",".join((*_OPTIONS, *(["ro"] if share.read_only else [])))
-    words = [share.name, share.target, _coded(share.target), options, str(seconds * 10)]
+    words = [share.name, share.target, _coded(share.target), options, str(seconds * 10), port]
     return (
         ["sh", "-c", _MOUNT, "mount", *words],
         f"target={shlex.quote(share.target)}\n".encode(),

@@ -187,7 +187,7 @@ async def test_publish_and_unpublish_live(house: DriverHouse) -> None:
 
 async def test_ports_are_plugged_and_unplugged_live(house: DriverHouse) -> None:
     running = await start(house, make_guest())
-    name = "house.guest.share.a"
+    name = "share.a"
 
     async def hears_the_end(sock: socket.socket) -> bool:
         sock.setblocking(False)
@@ -197,7 +197,7 @@ async def test_ports_are_plugged_and_unplugged_live(house: DriverHouse) -> None:
     await running.unplug_port(name)
     ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
     for index in (0, 1):  # the second takes the place of the first
-        await running.plug_port(name, theirs[index].fileno())
+        await running.plug_port(name, theirs[index].fileno(), seen_as="house.x")
         theirs[index].close()
     assert await hears_the_end(ours[0])
     with pytest.raises(BlockingIOError):
@@ -205,13 +205,13 @@ async def test_ports_are_plugged_and_unplugged_live(house: DriverHouse) -> None:
         ours[1].recv(1)
     await running.unplug_port(name)
     assert await hears_the_end(ours[1])
-    await running.plug_port(name, theirs[2].fileno())
+    await running.plug_port(name, theirs[2].fileno(), seen_as="house.x")
     theirs[2].close()
     await running.kill()
     assert await hears_the_end(ours[2])
     await ended(running)
     with pytest.raises(NotFound):
-        await running.plug_port(name, ours[0].fileno())
+        await running.plug_port(name, ours[0].fileno(), seen_as="house.x")
     for sock in ours:
         sock.close()
 

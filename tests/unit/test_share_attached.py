@@ -85,10 +85,10 @@ async def test_the_next_daemon_finds_them_and_touches_nothing(
 async def test_what_the_guest_lost_is_mounted_anew(tmp_path: Path, guest: FakeGuest) -> None:
     made, [share] = room(tmp_path, guest), shares(tmp_path, "a")
     await made.mount(share)
-    old = guest.ports["house.guest.share.a"]
+    old = guest.ports["share.a"]
     guest.mounted.clear()
     await made.mount(share)
-    assert guest.mounted == {"/mnt/a"} and guest.ports["house.guest.share.a"] is not old
+    assert guest.mounted == {"/mnt/a"} and guest.ports["share.a"] is not old
     await made.unmount(share)
 
 
@@ -101,7 +101,7 @@ async def test_a_failure_is_undone_and_keeps_nobody_else_out(
     problems = await made.mount_all(all_three)
     assert isinstance(problems["a"], EngineError) and "broken" in problems["a"].message
     assert isinstance(problems["b"], InvalidInput)
-    assert guest.mounted == {"/mnt/c"} and list(guest.ports) == ["house.guest.share.c"]
+    assert guest.mounted == {"/mnt/c"} and list(guest.ports) == ["share.c"]
     assert records(tmp_path) == ["share-c.json"]
     guest.users.clear()
     await made.unmount(all_three[2])

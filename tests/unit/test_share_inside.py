@@ -110,7 +110,7 @@ async def mounted() -> AsyncIterator[Mounted]:
             share, ours.fileno(), guest=(4321, 4322), place=folder / "record"
         )
         ours.close()
-        options = inside.mount_sftp(share)[0][-2] + ",no_contain_symlinks"
+        options = inside.mount_sftp(share, "port")[0][-3] + ",no_contain_symlinks"
         sshfs = start(["sshfs", "-f", ":/", str(target), "-o", options], theirs, theirs)
         theirs.close()
         try:

@@ -16,8 +16,9 @@ def _id(name: str) -> str:
     return f"port.{name}"
 
 
-async def plug(session: Session, name: str, connection: int) -> None:
-    """The port `name`, whose bytes go through the connected socket; in place of an older one.
+async def plug(session: Session, name: str, connection: int, seen_as: str) -> None:
+    """A port that the guest knows as `seen_as`; its bytes go through the connected socket. It takes
+    the place of an older one of that name.
 
     :raise QmpFailed: QEMU refused it: all ports are taken.
     """
@@ -35,7 +36,7 @@ async def plug(session: Session, name: str, connection: int) -> None:
                 "id": known,
                 "bus": "ports.0",
                 "chardev": known,
-                "name": name,
+                "name": seen_as,
             },
         )
     except QmpFailed:

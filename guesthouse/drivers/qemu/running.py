@@ -139,8 +139,8 @@ class QemuRunning:
     async def unpublish(self, nic: int, port: Publish) -> None:
         await self._alive(self._publisher.close(nic, port, self._monitor().human))
 
-    async def plug_port(self, name: str, connection: int) -> None:
-        await self._alive(plugging.plug(self._monitor(), name, connection))
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        await self._alive(plugging.plug(self._monitor(), name, connection, seen_as))
 
     async def unplug_port(self, name: str) -> None:
         await self._alive(plugging.unplug(self._monitor(), name))

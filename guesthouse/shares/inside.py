@@ -95,15 +95,13 @@ done
 )
 
 # One `ls` for all processes, as a fork is dear in an emulated guest. A file that is only mapped
-# holds the mount too.
+# holds the mount too. And a file that was closed holds it for a moment more: FUSE tells its server
+# of that in its own time.
 _UNMOUNT = (
     _MOUNTED
     + f"""\
 target=$1 coded=$2
-mounted || exit 0
-umount -- "$target" 2>/dev/null && exit 0
-mounted || exit 0
-{{
+processes() {{
   ls -l /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd/* 2>/dev/null |
   while read -r line; do
     case "$line" in
@@ -112,13 +110,24 @@ mounted || exit 0
   done
   grep -lF -- " $target/" /proc/[0-9]*/maps 2>/dev/null |
   while IFS=/ read -r _ _ pid _; do echo "$pid"; done
-}} | sort -un | while read -r pid; do
-  read -r comm 2>/dev/null </proc/$pid/comm && echo "process $pid $comm"
+}}
+holders() {{
+  processes | sort -un | while read -r pid; do
+    read -r comm 2>/dev/null </proc/$pid/comm && echo "process $pid $comm"
+  done
+  while read -r _ where _; do
+    case "$where" in "$coded"/*) echo "mount $where" ;; esac
+  done </proc/self/mounts
+}}
+turn=0
+while mounted; do
+  umount -- "$target" 2>/dev/null && continue
+  by=$(holders)
+  turn=$((turn + 1))
+  [ -z "$by" ] && [ $turn -lt 20 ] || {{ echo "$by"; exit {_BUSY}; }}
+  sleep 0.1
 done
-while read -r _ where _; do
-  case "$where" in "$coded"/*) echo "mount $where" ;; esac
-done </proc/self/mounts
-exit {_BUSY}
+exit 0
 """
 )
 

@@ -155,7 +155,7 @@ async def test_a_daemon_that_comes_and_goes_disturbs_no_open_file(place: Place) 
         while log.stat().st_size <= size:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert set(log.read_text().split()) == {"begin", "tick"}
-    await place.sh("kill $(cat /tmp/writer)")
+    await place.sh("kill $(cat /tmp/writer); sleep 1")
     await after.unmount_all([share])
 
 

@@ -61,6 +61,7 @@ def test_ls_and_rm(guest: Room) -> None:
     lines = guest("share", "ls", "web").out.splitlines()
     assert lines[0].split() == ["NAME", "STATE", "HOST", "GUEST", "MODE", "WAY"]
     assert lines[1].split() == ["site", "mounted", "/home/ada/site", "/srv/site", "rw", "sftp"]
+    assert "/home/ada/site -> /srv/site" in guest("info", "web").out
     assert guest.json("share", "ls", "web")[0]["target"] == "/srv/site"
     for which in ("site", "/srv/site"):
         said = guest("share", "rm", "web", which)

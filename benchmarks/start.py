@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import api_list, libvirt, machine, raw
-from benchmarks.figures import OURS, Budget, Figure
+from benchmarks.figures import OURS, Budget, Figure, table
 from benchmarks.own import OwnHouse, restored
 from benchmarks.raw import RawQemu, opened_by, raw_argv
 from guesthouse.host.firmware import find_ovmf
@@ -298,7 +298,9 @@ def measure(size: Size, parts: Sequence[str], say: Say) -> list[Figure]:
     try:
         bench = Bench(house, size, say)
         for part in parts:
+            before = len(bench.figures)
             PARTS[part](bench)
+            say(f"{part}:\n\n{table(bench.figures[before:])}\n")
         return bench.figures
     finally:
         house.close()

@@ -178,6 +178,7 @@ class GuestSsh:
             )
             self._stop_idle()
             self._sessions.add(session)
+            connection.set_keepalive(ssh_session.KEEPALIVE)
             begun = asyncio.create_task(_begin(connection, session, text, tty))
             left = max(0.0, deadline - time.monotonic())
             try:
@@ -250,6 +251,7 @@ class GuestSsh:
         self._sessions.discard(session)
         self._stop_idle()
         if not self._sessions and self._connection is not None:
+            self._connection.set_keepalive(0)  # a guest that has nothing to do is not woken
             self._idle = asyncio.get_running_loop().call_later(IDLE, self.drop)
 
     def _stop_idle(self) -> None:

@@ -103,7 +103,7 @@ async def test_nothing_to_recover(street: Street) -> None:
 
 
 async def test_all_comes_back(street: Street) -> None:
-    port = Publish(host_port=45701, guest_port=80)
+    port = Publish(host_port=25701, guest_port=80)
     before = {
         "runs": await street.house.guest("runs", publish=(port,)),
         "held": await street.house.guest("held"),
@@ -177,7 +177,7 @@ async def test_a_copy_older_than_the_process(street: Street) -> None:
 
 async def test_names_numbers_and_ports_of_others(street: Street) -> None:
     """A new house was begun before the old one was recovered: what is taken is taken."""
-    port = Publish(host_port=45702, guest_port=80)
+    port = Publish(host_port=25702, guest_port=80)
     rests = await street.house.guest("web", start=False, publish=(port,))
     runs = await street.house.guest("db")
     house = await street.lose()

@@ -55,7 +55,7 @@ async def age(house: ApiHouse, guest: Guest, seconds: float) -> None:
 
 
 async def test_what_is_kept_and_what_is_given_up(api: httpx.AsyncClient, house: ApiHouse) -> None:
-    port = Publish(host_port=45678, guest_port=80)
+    port = Publish(host_port=25678, guest_port=80)
     guest = await house.guest("web", start=False, publish=(port,))
     result = await done(api, "DELETE", "/v1/guests/web")
     assert result["trashed"] is True
@@ -117,7 +117,7 @@ async def test_undelete(api: httpx.AsyncClient, house: ApiHouse) -> None:
 
 
 async def test_undelete_beside_others_of_its_name(api: httpx.AsyncClient, house: ApiHouse) -> None:
-    port = Publish(host_port=45679, guest_port=80)
+    port = Publish(host_port=25679, guest_port=80)
     ours = await house.guest("web", start=False, publish=(port,))
     await done(api, "DELETE", "/v1/guests/web")
     other = await house.guest("web", publish=(port,))

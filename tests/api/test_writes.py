@@ -94,7 +94,7 @@ async def test_waiting_too_short_answers_the_job_as_it_is(
         (False, "POST", "rename", {"name": "db"}),
         (True, "POST", "ports", {"host_port": 0, "guest_port": 80}),
         (True, "DELETE", "ports/tcp/127.0.0.1/8080", None),
-        (True, "DELETE", "ports/udp/127.0.0.1/53053", None),
+        (True, "DELETE", "ports/udp/127.0.0.1/23053", None),
         (True, "PATCH", "", {"cpus": 2, "description": "ours", "cpu": None}),
         (True, "PATCH", "", {}),
         (False, "DELETE", "", None),
@@ -110,7 +110,7 @@ async def test_every_verb_of_a_guest(
     path: str,
     body: dict[str, Any] | None,
 ) -> None:
-    ports = (Publish(host_port=8080, guest_port=80), Publish(host_port=53053, guest_port=53, **UDP))
+    ports = (Publish(host_port=8080, guest_port=80), Publish(host_port=23053, guest_port=53, **UDP))
     await house.guest("web", start=running, publish=ports)
     target = f"/v1/guests/web/{path}".replace("/?", "?").removesuffix("/")
     answer = await api.request(method, target, json=body)

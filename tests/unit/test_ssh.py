@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from guesthouse.errors import AgentUnavailable, DeadlineExceeded, InvalidInput, NotFound
-from guesthouse.guestos import ssh, ssh_process
+from guesthouse.guestos import ssh, ssh_process, ssh_session
 from guesthouse.guestos.ssh import GuestSsh, Output, RemoteExit, RemoteProcess, Tty
 
 from .ssh_house import SshHouse
@@ -49,6 +49,30 @@ async def test_exit_codes_signals_and_streams(guest: GuestSsh) -> None:
 async def test_one_connection_for_many_commands_at_once(house: SshHouse, guest: GuestSsh) -> None:
     results = await asyncio.gather(*(guest.run(["printf", str(n)]) for n in range(20)))
     assert [out for _, out, _ in results] == [str(n).encode() for n in range(20)]
+    assert len(house.connections) == 1
+
+
+async def test_only_a_guest_with_a_command_is_asked_whether_it_lives(
+    house: SshHouse, guest: GuestSsh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_session, "KEEPALIVE", 0.1)
+
+    def packets() -> int:
+        return house.connections[0]._recv_seq
+
+    process = await guest.start(["sh", "-c", "echo up; read x"])
+    assert await process.read() == Output(1, b"up\n")
+    heard = packets()
+    await asyncio.sleep(1.0)
+    assert packets() > heard
+    await process.write(b"\n")
+    await process.wait()
+    await process.close()
+    await asyncio.sleep(0.3)
+    heard = packets()
+    await asyncio.sleep(1.0)
+    assert packets() == heard
+    assert (await guest.run(["true"]))[0].code == 0
     assert len(house.connections) == 1
 
 

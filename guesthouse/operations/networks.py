@@ -134,19 +134,28 @@ async def open_network(network: HouseNetwork, records: StoreRecords, view: View)
 
     A host that does not let us have one says why to whoever starts a guest on it.
     """
-    running = [(guest, guest.launch) for guest in view.guests.values() if guest.launch]
-    living = [
-        (guest, launch)
-        for guest, launch in running
-        if launch.boot_id == boot_id() and is_alive(launch.pid, launch.pid_start)
-    ]
-    seats = records.seats(guest for guest, _launch in living)
+    living = _living(view)
+    seats = records.seats(guest for guest, _process in living)
     if not seats and not view.networks:
         return
     try:
-        await network.open(seats, (Member(one.pid, one.pid_start) for _guest, one in living))
+        await network.open(seats, (process for _guest, process in living))
     except GuesthouseError as error:
         log.warning("the house's network: %s", error)
+
+
+def members(view: View) -> tuple[Member, ...]:
+    """Processes of guests that live, which lead back into a namespace whose holder was killed."""
+    return tuple(process for _guest, process in _living(view))
+
+
+def _living(view: View) -> list[tuple[Guest, Member]]:
+    running = [(guest, guest.launch) for guest in view.guests.values() if guest.launch]
+    return [
+        (guest, Member(launch.pid, launch.pid_start))
+        for guest, launch in running
+        if launch.boot_id == boot_id() and is_alive(launch.pid, launch.pid_start)
+    ]
 
 
 async def leave_networks(network: HouseNetwork, records: StoreRecords, guest: str) -> None:

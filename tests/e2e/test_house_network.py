@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from guesthouse.drivers.base import Running
-from guesthouse.drivers.qemu.driver import QemuDriver
 from guesthouse.errors import PortTaken
 from guesthouse.guestos.agent import Agent
+from guesthouse.host.namespace.idplan import FIRST_VM
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
 from guesthouse.network.ports import reserve
-from tests.contract.driver_house import DriverHouse, driver_house, launched, nic, this_host
+from tests.contract.driver_house import DriverHouse, driver_house, launched, nic, own_identities
 from tests.house_network import TestHouse, test_house
 from tests.unit.namespace_house import identity, need_ids, need_tun
 
@@ -32,12 +31,10 @@ async def house() -> AsyncIterator[tuple[DriverHouse, TestHouse]]:
     need_tun()
     folder = Path(tempfile.mkdtemp(prefix="gq-"))
     (folder / "net").mkdir()
-    facts = await this_host()
     async with driver_house("qemu", folder) as drivers, test_house(folder / "net") as nets:
-        assert drivers.keeper is not None
-        drivers.driver = QemuDriver(
-            lambda: facts, drivers.keeper, {"lan": nets.network}, am_root=os.geteuid() == 0
-        )
+        # One namespace for both, as the daemon has it.
+        drivers.identities = own_identities(nets.namespace, folder)
+        drivers.driver = drivers.qemu({"lan": nets.network})
         yield drivers, nets
 
 
@@ -69,10 +66,11 @@ async def test_two_guests_ping_each_other_by_name(house: tuple[DriverHouse, Test
     running: list[Running] = [await up(drivers, web), await up(drivers, db)]
     await pings(drivers, web, "db")
     await pings(drivers, db, "web")
-    if os.geteuid() == 0:
-        host, inside = identity("net"), nets.namespace.facts.net
-        own = {identity("net", one.record.pid) for one in running}
-        assert len(own) == 2 and not own & {host, f"net:[{inside}]"}
+    host, inside = identity("net"), nets.namespace.facts.net
+    own = {identity("net", one.record.pid) for one in running}
+    assert len(own) == 2 and not own & {host, f"net:[{inside}]"}
+    uids = {Path(f"/proc/{one.record.pid}").stat().st_uid for one in running}
+    assert uids == {nets.namespace.plan.outside(FIRST_VM + slot)[0] for slot in range(2)}
     seat = nets.records.seats[db.id, 0]
     assert seat.address(4) in await said(drivers, db, "ip", "-4", "address", "show", "eth0")
     with pytest.raises(PortTaken, match="slirp4netns"):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from guesthouse import daemon
 from guesthouse.daemon import open_rooms
+from guesthouse.drivers.qemu.identity import Identities, Needs
 from guesthouse.drivers.qemu.publishing import network_of
 from guesthouse.errors import InvalidInput
 from guesthouse.host.folders import prepare, resolve
-from guesthouse.host.keeper_client import KeeperClient
+from guesthouse.host.keeper_client import KeeperClient, SpawnRequest
+from guesthouse.host.launcher import FdTable
+from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.host.namespace.idbook import IdBook
 from guesthouse.host.process import boot_id, start_ticks
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest, LaunchRecord
@@ -98,3 +105,41 @@ async def test_what_is_left_of_guests_that_ended_goes(folders: Folders) -> None:
         assert LAN.bridge not in links and "t3-0" not in links
         assert len(rooms.view.leases) == 1, "its address is kept"
     assert not (folders.runtime / NAMESPACE).exists()
+
+
+async def test_ids_are_kept_until_the_guest_is_deleted(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "book_folder", lambda _uid: tmp_path)
+    book = IdBook(tmp_path, folders.state)
+
+    async def held() -> dict[str, int]:
+        return {one.guest: one.slot for one in await book.all()}
+
+    web, db = make_guest(name="web", number=3), make_guest(name="db", number=4)
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        await write(rooms, web, db)
+        for guest in (web, db):
+            await rooms.driver._confined(guest.id, Needs(Path("/bin/true"), host_network=True))
+        await book.take("vm", "of a guest whose deletion was cut short", limit=10)
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        assert await held() == {web.id: 0, db.id: 1}, "only what nobody has is given back"
+        await remove_guest(rooms, web.id, ())
+        assert await held() == {db.id: 1}
+
+
+async def test_ids_of_a_living_process_are_not_free(folders: Folders, tmp_path: Path) -> None:
+    """A guest whose document was lost may run on; its ids are no other's."""
+    book = IdBook(tmp_path, folders.state)
+    identities = Identities(HouseNamespace(folders.runtime), lambda: book, am_root=True)
+    for guest in ("running", "gone"):
+        await book.take("vm", guest, limit=10)
+    async with open_rooms(folders) as (rooms, keeper, _probed):
+        client = await keeper.client()
+        log = folders.runtime / "log"
+        with FdTable() as none:
+            request = SpawnRequest(key="running.1", argv=("/bin/sleep", "1000"), env={}, stderr=log)
+            spawned = await client.spawn(request, none)
+        await daemon.forget_ids(identities, keeper, rooms.view)
+        assert [one.guest for one in await book.all()] == ["running"]
+        os.kill(spawned.pid, signal.SIGKILL)

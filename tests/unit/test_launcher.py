@@ -106,6 +106,14 @@ def test_groups_replace_all_others() -> None:
     assert "--clear-groups" not in argv
 
 
+def test_groups_are_kept_where_their_numbers_cannot_be_said() -> None:
+    where = Namespaces(holder=9, mounts=False)
+    kept = Confinement(uid=1001, gid=1001, keep_groups=True, namespaces=where)
+    argv = confine(ARGV, kept, am_root=False)
+    assert "--keep-groups" in argv and "--clear-groups" not in argv
+    assert "--user" in argv and "--mount" not in argv
+
+
 def test_nothing_asked_nothing_done() -> None:
     nothing = Confinement(no_new_privs=False, drop_capabilities=False, limits=())
     assert confine(ARGV, nothing, am_root=True) == ARGV

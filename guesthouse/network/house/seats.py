@@ -20,7 +20,7 @@ class Seat(Noun, kw_only=True, frozen=True):
     """A card on a network of the house.
 
     :ivar guest: id. :ivar name: the guest's, by which others find it.
-    :ivar number: of the guest, from the book of ids. :ivar network: id.
+    :ivar number: of the guest, which no other of its house has. :ivar network: id.
     :ivar addresses: at most one IPv4 and one IPv6, which the card keeps.
     :ivar ports: published ones, each with its real host port.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -103,6 +104,9 @@ async def test_the_keeper_watches_that_very_process(
             assert said, keeper.errors.read_text()
             told = json.loads(said)
             status = Path(f"/proc/{spawned.pid}/status").read_text()
+            # The daemon measures it, and may end it.
+            assert "Pss" in Path(f"/proc/{spawned.pid}/smaps_rollup").read_text()
+            os.kill(spawned.pid, signal.SIGCONT)
             ours.sendall(b".")
         outside = house.plan.outside(FIRST_VM)
         for name, number in zip(("Uid", "Gid"), outside, strict=True):

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from guesthouse.drivers.qemu.identity import Identities, Needs
 from guesthouse.host.launcher import Confinement, FdTable, confine
 from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.host.namespace.idbook import IdBook
 from guesthouse.host.spawn import run
 
 from .keeper_house import House, keeper_house, listener, read_exactly
@@ -127,7 +129,10 @@ class Scene:
 
     async def as_guest(self, slot: int, *attacks: str) -> set[str]:
         """What succeeds with the rights of that guest; without names all is tried."""
-        argv = confine(self._argv(attacks), confinement(self.house, slot), am_root=AM_ROOT)
+        return await self.behind(confinement(self.house, slot), *attacks)
+
+    async def behind(self, walls: Confinement, *attacks: str) -> set[str]:
+        argv = confine(self._argv(attacks), walls, am_root=AM_ROOT)
         return set(json.loads((await run(argv, cwd=Path("/"))).out))
 
     async def as_house(self, *attacks: str) -> set[str]:
@@ -195,6 +200,16 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 
 async def test_guest_a_can_do_nothing_to_anybody(scene: Scene) -> None:
     assert await scene.as_guest(0) == set()
+
+
+async def test_with_a_builtin_card_it_reaches_the_host_and_nothing_else(
+    scene: Scene, tmp_path: Path
+) -> None:
+    book = IdBook(tmp_path / "ids", tmp_path)
+    who = Identities(scene.house, lambda: book, am_root=AM_ROOT)
+    needs = Needs(Path(scene.python), host_network=True)
+    walls = await who.confinement("a", needs)
+    assert await scene.behind(walls) == {"host-abstract", "host-port"}
 
 
 async def test_nor_can_a_service_of_the_house(scene: Scene) -> None:

@@ -59,6 +59,23 @@ async def test_when_all_are_taken_it_says_by_whom(folder: Path) -> None:
         await two.take("container", "B", limit=0)
 
 
+async def test_what_a_removed_house_held_is_taken_when_all_else_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "removed"
+    state.mkdir()
+    removed, one = IdBook(folder, state), IdBook(folder, tmp_path)
+    await removed.take("vm", "A", limit=2)
+    await removed.take("container", "C", limit=1)
+    assert await one.take("vm", "A", limit=2) == 1
+    with pytest.raises(HostLacks):
+        await one.take("vm", "B", limit=2)
+    state.rmdir()
+    assert await one.take("vm", "B", limit=2) == 0
+    with pytest.raises(HostLacks):
+        await one.take("container", "B", limit=1)
+
+
 async def test_after_a_crash_a_house_keeps_only_its_guests(folder: Path) -> None:
     one, two = IdBook(folder, Path("/state/one")), IdBook(folder, Path("/state/two"))
     for guest in "ABC":

@@ -93,13 +93,13 @@ class IdBook:
         """
 
         def change(book: _Book) -> tuple[_Book, int]:
-            taken = set()
             for known in book.allocations:
                 if (known.kind, known.house, known.guest) == (kind, self._house, guest):
                     return book, known.slot
-                if known.kind == kind:
-                    taken.add(known.slot)
-            slot = next((number for number in range(limit) if number not in taken), None)
+            slot = _free(book, kind, limit)
+            if slot is None:
+                book = _without_lost_houses(book)
+                slot = _free(book, kind, limit)
             if slot is None:
                 raise _exhausted(kind, limit, book)
             new = Allocation(
@@ -221,6 +221,21 @@ class IdBook:
                     hint="Free some space on that disk.",
                 ) from error
             raise
+
+
+def _free(book: _Book, kind: Kind, limit: int) -> int | None:
+    taken = {known.slot for known in book.allocations if known.kind == kind}
+    return next((number for number in range(limit) if number not in taken), None)
+
+
+def _without_lost_houses(book: _Book) -> _Book:
+    """Without VMs of houses whose state folder was removed by hand: nobody gives theirs back.
+
+    Containers keep theirs: their files, which carry the ids, may lie elsewhere.
+    """
+    lost = {house for house in {a.house for a in book.allocations} if not Path(house).exists()}
+    kept = tuple(a for a in book.allocations if a.kind != "vm" or a.house not in lost)
+    return _Book(allocations=kept)
 
 
 def _host() -> str:

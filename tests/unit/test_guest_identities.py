@@ -154,6 +154,22 @@ async def test_a_host_that_was_cured_is_noticed(
     assert who.lacks is None
 
 
+async def test_without_a_place_for_the_book_guests_stay_the_user(
+    house: HouseNamespace, tmp_path: Path
+) -> None:
+    """A user without a home; two houses would not know of each other's ids."""
+
+    def nowhere() -> IdBook:
+        raise HostLacks("No home.", capability="guest-ids")
+
+    who = Identities(house, nowhere, am_root=False)
+    assert (await who.confinement("a", TAPS)).uid is None
+    blocked = IdBook(Path("/proc/ids"), tmp_path)
+    who = Identities(house, lambda: blocked, am_root=False)
+    assert (await who.confinement("a", TAPS)).uid is None
+    assert who.lacks is not None
+
+
 async def test_a_qemu_that_is_the_users_alone_runs_as_the_user(
     house: HouseNamespace, tmp_path: Path
 ) -> None:

@@ -166,3 +166,16 @@ def test_all_houses_of_a_user_find_the_same_book(monkeypatch: pytest.MonkeyPatch
     assert book_folder(0) == Path("/var/lib/guesthouse/ids")
     with pytest.raises(HostLacks, match="not in the user database"):
         book_folder(3_999_999_999)
+
+
+async def test_a_book_that_cannot_be_written(folder: Path) -> None:
+    book = IdBook(folder, Path("/state/one"))
+    await book.take("vm", "A", limit=2)
+    book._file.with_suffix(".tmp").mkdir()
+    with pytest.raises(Unavailable, match="cannot be written"):
+        await book.take("vm", "B", limit=2)
+    lock = book._file.with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(Unavailable, match="cannot be written"):
+        await book.take("vm", "A", limit=2)

@@ -115,7 +115,7 @@ class Identities:
             return False
         try:
             await self._namespace.ensure(self._members())
-            self._book()
+            await self._book().prepare()
         except HostLacks as lacks:
             if self._lacks is None:
                 cure = f" {lacks.hint}" if lacks.hint else ""

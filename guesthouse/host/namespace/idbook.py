@@ -21,7 +21,15 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from guesthouse.errors import Busy, HostLacks, InvalidInput, NoSpace, ReadOnlyStore, Unavailable
+from guesthouse.errors import (
+    Busy,
+    GuesthouseError,
+    HostLacks,
+    InvalidInput,
+    NoSpace,
+    ReadOnlyStore,
+    Unavailable,
+)
 from guesthouse.host.folders import make_private
 from guesthouse.model.document import Noun, decode_strict, encode
 from guesthouse.model.folders import SYSTEM_STATE
@@ -84,12 +92,23 @@ class IdBook:
         # A home may be shared by several hosts, each with ranges of its own.
         self._file = folder / f"ids-{_host()}.json"
 
+    async def prepare(self) -> None:
+        """Make its folder. :raise HostLacks: this user can have none there."""
+        try:
+            await asyncio.to_thread(make_private, self._folder)
+        except GuesthouseError as error:
+            raise HostLacks(
+                f"There is no place for this user's book of ids: {error.message}",
+                hint=f"Make {self._folder} a folder that this user may write to.",
+                capability="guest-ids",
+            ) from error
+
     async def take(self, kind: Kind, guest: str, *, limit: int) -> int:
         """The number of this guest; it gets the lowest free one if it has none yet.
 
         :param limit: how many numbers there are: `IdPlan.vm_count` or `block_count`.
         :raise HostLacks: all are taken. :raise Busy: the book is locked for too long.
-        :raise Unavailable: it cannot be read. :raise NoSpace:
+        :raise Unavailable: it cannot be read or written. :raise NoSpace:
         """
 
         def change(book: _Book) -> tuple[_Book, int]:
@@ -153,7 +172,10 @@ class IdBook:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self._file.with_suffix(".lock"), flags, 0o600)
+        try:
+            fd = os.open(self._file.with_suffix(".lock"), flags, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             end = time.monotonic() + _DEADLINE
             while True:
@@ -220,7 +242,13 @@ class IdBook:
                     f"There is no space for the book of ids in {self._folder}.",
                     hint="Free some space on that disk.",
                 ) from error
-            raise
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> Unavailable:
+        return Unavailable(
+            f"The book of ids {self._file} cannot be written: {error.strerror}.",
+            hint=f"Make {self._folder} a folder that this user may write to.",
+        )
 
 
 def _free(book: _Book, kind: Kind, limit: int) -> int | None:

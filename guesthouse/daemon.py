@@ -47,6 +47,7 @@ from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
+from guesthouse.operations.guest_ids import forget_ids, give_back_ids
 from guesthouse.operations.house import House
 from guesthouse.operations.networks import StoreRecords, leave_networks, members, open_network
 from guesthouse.operations.rooms import Rooms
@@ -154,24 +155,6 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             give_back_ids=partial(give_back_ids, identities),
         )
         yield rooms, keeper, probed
-
-
-async def forget_ids(identities: Identities, keeper: KeeperLink, view: View) -> None:
-    """Free the ids of guests that are no more; not while a process lives that has them."""
-    try:
-        running = await (await keeper.client()).processes()
-        alive = {process.key.rpartition(".")[0] for process in running if process.alive}
-        await identities.keep_only({*view.guests, *alive})
-    except GuesthouseError as error:
-        log.warning("ids of former guests are not free yet: %s", error)
-
-
-async def give_back_ids(identities: Identities, guest: str) -> None:
-    """The guest is deleted; what fails is done by the next daemon (`forget_ids`)."""
-    try:
-        await identities.give_back(guest)
-    except GuesthouseError as error:
-        log.warning("the ids of guest %s are not free yet: %s", guest, error)
 
 
 async def run(

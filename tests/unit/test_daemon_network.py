@@ -25,6 +25,7 @@ from guesthouse.host.process import boot_id, start_ticks
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.operations.deletion import remove_guest
+from guesthouse.operations.guest_ids import forget_ids
 from guesthouse.operations.rooms import Rooms
 
 from ..contract.driver_house import make_guest, nic
@@ -140,6 +141,6 @@ async def test_ids_of_a_living_process_are_not_free(folders: Folders, tmp_path: 
         with FdTable() as none:
             request = SpawnRequest(key="running.1", argv=("/bin/sleep", "1000"), env={}, stderr=log)
             spawned = await client.spawn(request, none)
-        await daemon.forget_ids(identities, keeper, rooms.view)
+        await forget_ids(identities, keeper, rooms.view)
         assert [one.guest for one in await book.all()] == ["running"]
         os.kill(spawned.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What we claim, measured: `python -m benchmarks start`.
+"""What we claim, measured: `python -m benchmarks start`, `python -m benchmarks rules` (as root).
 
 Raw QEMU with the same devices is always measured beside it; libvirt is when it answers (see
 `python -m benchmarks.libvirt`). Ends with 1 when a budget is missed.
@@ -11,28 +11,39 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import machine
-from benchmarks.figures import table
+from benchmarks import machine, rules
+from benchmarks.figures import Figure, table
 from benchmarks.start import PARTS, QUICK, Size, measure
+
+
+def say(what: str) -> None:
+    print(f"… {what}", file=sys.stderr)
+
+
+def measured_start(options: argparse.Namespace) -> list[Figure]:
+    return measure(QUICK if options.quick else Size(), options.only or list(PARTS), say)
+
+
+def measured_rules(options: argparse.Namespace) -> list[Figure]:
+    return rules.measure(options.quick, say)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     families = parser.add_subparsers(required=True, metavar="FAMILY")
     start = families.add_parser("start", help="start, agent, kill, list, and a house that is idle")
-    start.add_argument("--json", type=Path, metavar="FILE", help="write all samples there as well")
-    start.add_argument("--quick", action="store_true", help="few rounds: whether it works at all")
     start.add_argument(
         "--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}"
     )
+    firewall = families.add_parser("rules", help="a thousand rules of the firewall")
+    for family, run in ((start, measured_start), (firewall, measured_rules)):
+        family.add_argument("--json", type=Path, metavar="FILE", help="write all samples there too")
+        family.add_argument("--quick", action="store_true", help="few rounds: whether it works")
+        family.set_defaults(run=run)
     options = parser.parse_args()
 
     before = machine.load()
-    figures = measure(
-        QUICK if options.quick else Size(),
-        options.only or list(PARTS),
-        lambda what: print(f"… {what}", file=sys.stderr),
-    )
+    figures = options.run(options)
     facts = {**machine.facts(), "load before": before, "load after": machine.load()}
     for name, text in facts.items():
         print(f"{name}: {text}")

@@ -20,11 +20,14 @@ from guesthouse import __version__
 from guesthouse.api.problems import problem_details
 from guesthouse.api.server import ApiServer
 from guesthouse.drivers.qemu.driver import QemuDriver
+from guesthouse.drivers.qemu.identity import Identities
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.errors import Conflict, DeadlineExceeded, GuesthouseError, HostLacks, Internal
 from guesthouse.host.folders import prepare
 from guesthouse.host.listening import bind
 from guesthouse.host.memory import return_large_blocks
+from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.host.namespace.idbook import IdBook, book_folder
 from guesthouse.host.probe import probe
 from guesthouse.host.secrets import Secrets
 from guesthouse.host.service_manager import ServiceManager
@@ -38,11 +41,15 @@ from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
 from guesthouse.model.host import HostFacts
 from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
+from guesthouse.network.backends import Backends
 from guesthouse.network.builtin import Builtin
+from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
+from guesthouse.operations.guest_ids import forget_ids, give_back_ids
 from guesthouse.operations.house import House
+from guesthouse.operations.networks import StoreRecords, leave_networks, members, open_network
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
@@ -118,16 +125,34 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         )
         probed = HostProbe(folders.state, facts)
         documents = Documents(store)
+        records = StoreRecords(documents, view)
+        namespace, am_root = HouseNamespace(folders.runtime), os.geteuid() == 0
+        network = HouseNetwork(namespace, records, folders.runtime)
+        stack.push_async_callback(network.close)
+        await open_network(network, records, view)
+        backends = Backends(Builtin(), network, lambda: view.networks)
+        identities = Identities(
+            namespace,
+            lambda: IdBook(book_folder(os.geteuid()), folders.state),
+            am_root=am_root,
+            members=partial(members, view),
+        )
+        if not view.newer:
+            await forget_ids(identities, keeper, view)
         rooms = Rooms(
             documents=documents,
             view=view,
-            driver=QemuDriver(probed, keeper, {"builtin": Builtin()}, am_root=os.geteuid() == 0),
+            driver=QemuDriver(
+                probed, keeper, backends, am_root=am_root, confined=identities.confinement
+            ),
             pool=pool,
             catalogue=Catalogue(documents, view, pool, folders.images),
             secrets=Secrets(folders.secrets),
             folders=folders,
             settings=settings,
             facts=probed,
+            leave_networks=partial(leave_networks, network, records),
+            give_back_ids=partial(give_back_ids, identities),
         )
         yield rooms, keeper, probed
 

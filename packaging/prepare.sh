@@ -6,8 +6,8 @@ say() { printf '%s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 # What the house runs on, and what its tests need beside that.
-RUN_PACKAGES="qemu-system-x86 qemu-utils ovmf mmdebstrap uidmap mtools e2fsprogs cpio xz-utils zstd python3-venv debian-archive-keyring"
-CHECK_PACKAGES="git curl openssh-client busybox-static grub-rescue-pc binutils socat iproute2 procps bash-completion zsh fish"
+RUN_PACKAGES="qemu-system-x86 qemu-utils ovmf mmdebstrap uidmap mtools e2fsprogs cpio xz-utils zstd python3-venv debian-archive-keyring iproute2 nftables dnsmasq-base slirp4netns"
+CHECK_PACKAGES="git curl openssh-client busybox-static grub-rescue-pc binutils socat procps bash-completion zsh fish sshfs"
 
 os_family() {
   # shellcheck disable=SC1091

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UndeleteRequest,
         UnpublishRequest,
     )
+    from guesthouse.model.sharing import ShareRequest, ShareView, UnshareRequest
     from guesthouse.model.usage import GuestUsage
     from guesthouse.store.view import View
 
@@ -113,6 +114,12 @@ class House(Protocol):
     async def publish(self, ref: str, request: Publish, requester: str) -> Job: ...
 
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job: ...
+
+    async def share(self, ref: str, request: ShareRequest, requester: str) -> Job: ...
+
+    async def unshare(self, ref: str, request: UnshareRequest, requester: str) -> Job: ...
+
+    async def shares(self, ref: str) -> list[ShareView]: ...
 
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job: ...
 

@@ -41,6 +41,7 @@ _PATH_TEXT = {
     "protocol": "`tcp` or `udp`.",
     "host_ip": "Address of the host.",
     "host_port": "Port of the host.",
+    "share": "Name of the share.",
 }
 # RFC 9110 renamed these, and Python followed in 3.13; the description is the same under each.
 _PHRASES = {

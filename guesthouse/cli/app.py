@@ -57,6 +57,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "shell": Place("execute", "shell", "Open a login shell in a guest."),
         "console": Place("console", "console", "Attach to a guest's serial console."),
         "cp": Place("copy", "cp", "Copy files to or from a guest."),
+        "share": Place("sharing", "share", "Shared folders: a folder of this host in a guest."),
         "logs": Place("logs", "logs", "Show what a guest, its engine or the house logged."),
         "screenshot": Place("screenshot", "screenshot", "Save a picture of a guest's screen."),
     },

@@ -132,6 +132,10 @@ def _reach(guest: GuestView) -> Rows:
     for at, port in enumerate(published):
         name = "" if at else ("Port" if len(published) == 1 else "Ports")
         rows.append((name, _port(port)))
+    for at, share in enumerate(guest.spec.shares):
+        name = "" if at else ("Share" if len(guest.spec.shares) == 1 else "Shares")
+        only = ", read-only" if share.read_only else ""
+        rows.append((name, f"{share.source} -> {share.target}{only}"))
     return rows
 
 

@@ -11,6 +11,7 @@ from guesthouse.cli import output
 from guesthouse.cli.command import SIZE, command, complete_images, json_option, positive
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
+from guesthouse.cli.sharing import share_request
 from guesthouse.errors import Forbidden, InvalidInput, NotFound, UnknownImage
 from guesthouse.model.device import parse_publish, ssh_login
 from guesthouse.model.guest import Firmware, check_cpus, check_memory
@@ -30,6 +31,7 @@ _LONGEST = 256 << 10
         ("guest launch", f"A {DEFAULT_IMAGE} guest with a name of the house's choice"),
         ("guest launch debian/12 web --cpus 2 --memory 2G --disk 20G", ""),
         ("guest launch debian/12 web -p 8080:80 -p 0.0.0.0:5353:53/udp", "With published ports"),
+        ("guest launch debian/12 web --share ./site:/srv/site", "With a folder of this host"),
         ("guest launch micro tiny --memory 128M --no-wait", "Do not wait until it answers"),
         ("guest launch debian/12 box --no-start", "Only create it"),
         ("guest launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22", "ssh -p 2222 …"),
@@ -47,6 +49,13 @@ _LONGEST = 256 << 10
     multiple=True,
     metavar="[IP:]HOST:GUEST[/udp]",
     help="Lead a host port into the guest; may be repeated. HOST 0 takes any free port.",
+)
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    metavar="HOST:GUEST[:ro]",
+    help="Share a folder of this host with it; may be repeated.",
 )
 @click.option(
     "--firmware",
@@ -111,6 +120,7 @@ def launch(
         memory=None if rest["memory"] is None else check_memory(rest["memory"]),
         disk=rest["disk"],
         publish=tuple(parse_publish(text) for text in publish),
+        shares=tuple(share_request(text) for text in rest["shares"]),
         firmware=Firmware(rest["firmware"]),
         accelerator=Accelerator(rest["accelerator"]),
         display=not rest["no_display"],

@@ -39,6 +39,7 @@ from guesthouse.model.reports import (
     UndeleteRequest,
     UnpublishRequest,
 )
+from guesthouse.model.sharing import ShareRequest, ShareView
 from guesthouse.model.usage import GuestUsage
 
 T = TypeVar("T")
@@ -164,6 +165,18 @@ class House:
             ("ports", port.protocol.value, quote(port.host_ip, safe=""), str(port.host_port))
         )
         return self._write("DELETE", guest_path(ref, where), None)
+
+    def shares(self, ref: str) -> list[ShareView]:
+        return self._get(guest_path(ref, "shares"), list[ShareView])
+
+    def share(self, ref: str, request: ShareRequest) -> Job:
+        return self._write("POST", guest_path(ref, "shares"), request)
+
+    def unshare(self, ref: str, share: str, *, force: bool = False) -> Job:
+        """:param share: its name."""
+        query = "?force=true" if force else ""
+        where = guest_path(ref, f"shares/{quote(share, safe='')}")
+        return self._write("DELETE", where + query, None)
 
     def screenshot(self, ref: str) -> bytes:
         """A PNG."""

@@ -131,6 +131,20 @@ class Running(Protocol):
 
     async def unpublish(self, nic: int, port: Publish) -> None: ...
 
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        """A virtio-serial port, live, whose bytes go through the connected socket `connection`,
+        which stays the caller's. It takes the place of an older one of that name.
+
+        :param seen_as: the name by which the guest finds it.
+
+        :raise EngineError: there is no room for more.
+        """
+        ...
+
+    async def unplug_port(self, name: str) -> None:
+        """Take such a port away, live; its connection is closed. Not there is fine."""
+        ...
+
     def events(self) -> AsyncIterator[DriverEvent]:
         """From the call on; ends after `exit`. Each caller has its own bounded queue.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import struct
 import time
 import zlib
@@ -273,6 +274,7 @@ class FakeRunning:
         self._inside = inside
         self._end = asyncio.Event()
         self._cleaning: asyncio.Task[None] | None = None
+        self._plugged: dict[str, int] = {}
 
     @property
     def record(self) -> LaunchRecord:
@@ -346,6 +348,16 @@ class FakeRunning:
         self._check_nic(nic)
         self._process.ports = [p for p in self._process.ports if not overlap(p, port)]
 
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        self._enter("plug_port")
+        await self.unplug_port(name)
+        self._plugged[name] = os.dup(connection)
+
+    async def unplug_port(self, name: str) -> None:
+        self._enter("unplug_port")
+        if name in self._plugged:
+            os.close(self._plugged.pop(name))
+
     def events(self) -> AsyncIterator[DriverEvent]:
         return self.fan.listen()
 
@@ -366,6 +378,8 @@ class FakeRunning:
         """Its file says how it ended: tell everybody."""
         found = self._process.exit
         assert found is not None  # the caller wrote it
+        while self._plugged:
+            os.close(self._plugged.popitem()[1])
         self._driver.gone(self._process.key)
         self._cleaning = asyncio.get_running_loop().create_task(self._inside.close())
         self._end.set()

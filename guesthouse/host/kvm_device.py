@@ -29,7 +29,8 @@ class KvmDevice(NamedTuple):
 def examine(*, am_root: bool, path: Path = KVM) -> KvmDevice:
     """Look at the device as this process, and as a guest's process with a uid of its own would.
 
-    Only root's guests have uids of their own; an ordinary user's run as that user.
+    Only root's guests count as such: where an ordinary user's could not open it, they stay the
+    user (drivers/qemu/identity.py).
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -35,10 +35,12 @@ class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
     `holder`: pid of the process that keeps the house's user and mount namespaces, to join them;
     uids are then those inside, and the caller's own must be 0 there (only so it keeps its rights
     through the exec that follows). None where the house has no user namespace of its own.
+    `mounts`: join the holder's mount namespace too, not its user namespace alone.
     `empty_network`: a network namespace of its own with nothing in it but a loopback that is down.
     """
 
     holder: int | None = None
+    mounts: bool = True
     empty_network: bool = False
 
 
@@ -46,6 +48,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     """What a process may be and do. The defaults take away everything that can be taken.
 
     `uid` and `gid`: None leaves the caller's. `groups`: supplementary groups, replacing all.
+    `keep_groups`: leave the caller's instead, where their numbers cannot be said.
     `limits`: soft and hard at once, names as in prlimit(1), in its units.
     `die_with_parent`: killed when the thread that started it ends; for tools, never for guests.
     """
@@ -53,6 +56,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] = ()
+    keep_groups: bool = False
     no_new_privs: bool = True
     drop_capabilities: bool = True
     limits: tuple[tuple[str, int], ...] = (("core", 0),)
@@ -92,8 +96,8 @@ def _namespaces(n: Namespaces) -> list[str]:
     """Second: needs rights that the next step takes away."""
     steps: list[str] = []
     if n.holder is not None:
-        steps += ["nsenter", "--preserve-credentials", "--user", "--mount"]
-        steps += [f"--target={n.holder}", "--"]
+        kinds = ["--user", *(["--mount"] if n.mounts else [])]
+        steps += ["nsenter", "--preserve-credentials", *kinds, f"--target={n.holder}", "--"]
     if n.empty_network:
         steps += ["unshare", "--net", "--"]
     return steps
@@ -106,7 +110,9 @@ def _identity(c: Confinement, privileged: bool) -> list[str]:
         steps.append(f"--reuid={c.uid}")
     if c.gid is not None:
         steps.append(f"--regid={c.gid}")
-    if c.groups:
+    if c.keep_groups:
+        steps.append("--keep-groups")
+    elif c.groups:
         steps.append(f"--groups={','.join(map(str, c.groups))}")
     elif c.uid is not None or c.gid is not None:
         steps.append("--clear-groups")
@@ -157,14 +163,14 @@ def tool_identity(*, am_root: bool, subuid: str = "", subgid: str = "") -> Guest
     """
     if not am_root:
         return GuestIdentity(None, None)
-    last = [sum(ranges[-1]) - 1 for ranges in (_ranges(subuid), _ranges(subgid))]
+    last = [sum(ranges[-1]) - 1 for ranges in (reserved_ranges(subuid), reserved_ranges(subgid))]
     return GuestIdentity(last[0], last[1])
 
 
 def _pick(table: str, index: int, file: str) -> int:
     if index < 0:
         raise InvalidInput("A guest's number is not negative.", field="index")
-    ranges = _ranges(table)
+    ranges = reserved_ranges(table)
     for first, count in ranges:
         if index < count:
             return first + index
@@ -176,7 +182,7 @@ def _pick(table: str, index: int, file: str) -> int:
     )
 
 
-def _ranges(table: str) -> list[tuple[int, int]]:
+def reserved_ranges(table: str) -> list[tuple[int, int]]:
     """(first, count) of each range of the first owner who has any; the lines of subuid(5)."""
     for owner in ("guesthouse", "root"):
         found: list[tuple[int, int]] = []

@@ -28,6 +28,8 @@ from guesthouse.model.host import HostFacts, QemuBinary
 
 CACHE_FILE = "host-facts.json"
 _FORMAT = 1
+_NETWORK = (("nft", "nftables"), ("dnsmasq", "dnsmasq-base"), ("slirp4netns", "slirp4netns"))
+"""Programs of the house's own network, and the packages that bring them."""
 _OS_RELEASE = Path("/etc/os-release")
 
 
@@ -65,6 +67,7 @@ async def probe(
         await capabilities.of_userns(),
         capabilities.of_subids(),
         capabilities.of_tun(),
+        *(capabilities.of_program(name, name, package, release) for name, package in _NETWORK),
         capabilities.of_cgroups(),
         capabilities.of_linger(env.get("XDG_RUNTIME_DIR", ""), os.geteuid(), user_name()),
     ]

@@ -142,6 +142,7 @@ def _add_programs(archive: Archive, tree: Path) -> None:
         "usr/sbin/qemu-ga": tree / "usr/sbin/qemu-ga",
         "usr/sbin/dropbear": tree / "usr/sbin/dropbear",
         "usr/bin/perl": tree / "usr/bin/perl",
+        "usr/bin/sshfs": tree / "usr/bin/sshfs",
     }
     busybox = _first(tree / "bin/busybox", tree / "usr/bin/busybox")
     for path, source in {**programs, "usr/bin/busybox": busybox}.items():

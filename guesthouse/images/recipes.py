@@ -65,6 +65,7 @@ _DEBIAN_PACKAGES = (
     "netbase",
     "openssh-server",
     "qemu-guest-agent",
+    "sshfs",  # mounts shared folders over a virtio-serial port
     "sudo",
     "systemd",
     "systemd-resolved",
@@ -81,9 +82,9 @@ _CLOUD_PACKAGES = (
 
 _MICRO_MODULES = (
     "virtio_pci", "virtio_console", "virtio_rng", "virtio_net", "virtio_blk", "virtio_balloon",
-    "virtio_scsi", "sd_mod", "sr_mod", "virtio_mem", "virtio_mmio", "virtiofs", "button", "evdev",
-    "pvpanic_pci", "pvpanic_mmio", "overlay", "loop", "isofs", "squashfs", "vfat", "nls_ascii",
-    "nls_cp437", "vmw_vsock_virtio_transport",
+    "virtio_scsi", "sd_mod", "sr_mod", "virtio_mem", "virtio_mmio", "fuse", "virtiofs", "button",
+    "evdev", "pvpanic_pci", "pvpanic_mmio", "overlay", "loop", "isofs", "squashfs", "vfat",
+    "nls_ascii", "nls_cp437", "vmw_vsock_virtio_transport",
 )  # fmt: skip
 
 RECIPES: tuple[Recipe, ...] = (
@@ -120,6 +121,7 @@ RECIPES: tuple[Recipe, ...] = (
             "qemu-guest-agent",
             "dropbear-bin",
             "perl-base",
+            "sshfs",
         ),
         modules=_MICRO_MODULES,
     ),

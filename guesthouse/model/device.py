@@ -66,7 +66,8 @@ class Nic(Noun, kw_only=True, frozen=True):
     """A network card.
 
     :ivar mac: stored, never derived from a name.
-    :ivar network: `builtin` is QEMU's own user networking, one per guest.
+    :ivar network: `builtin` is QEMU's own user networking, one per guest; else the id of a network
+        of the house, which a new name does not change.
     """
 
     mac: str

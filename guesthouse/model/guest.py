@@ -9,6 +9,7 @@ from guesthouse.model.device import Disk, Nic, check_publish
 from guesthouse.model.document import Document, Noun
 from guesthouse.model.image import Seed
 from guesthouse.model.names import check_name
+from guesthouse.model.share import Share, check_shares
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
 
@@ -103,6 +104,7 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     agent: bool = True
     ssh_port: bool = True
     keys: tuple[str, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 class GuestStatus(Noun, kw_only=True, frozen=True):
@@ -217,6 +219,7 @@ def check_spec(spec: GuestSpec) -> None:
         )
     check_name(spec.user, field="user")
     _check_host_life(spec)
+    check_shares(spec.shares)
     for nic in spec.nics:
         for port in nic.ports:
             check_publish(port)

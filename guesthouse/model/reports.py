@@ -26,6 +26,8 @@ from guesthouse.model.guest import (
     ShutdownAction,
 )
 from guesthouse.model.image import Image
+from guesthouse.model.share import MAX_SHARES
+from guesthouse.model.sharing import ShareRequest
 
 # JSON readers written in JavaScript keep integers exact up to 2**53.
 _LARGEST = 1 << 53
@@ -73,6 +75,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     :ivar ssh_keys: public keys that may log in: lines of .pub files.
     :ivar user_data: for cloud-init, in an image that has it. It is kept as a secret.
     :ivar network_config: cloud-init's, version 1 or 2; empty asks for an address.
+    :ivar shares: folders of this host that it has from the start.
     """
 
     image: Line
@@ -94,6 +97,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     ssh_keys: Annotated[tuple[PublicKey, ...], Meta(max_length=16)] = ()
     user_data: UserData = ""
     network_config: UserData = ""
+    shares: Annotated[tuple[ShareRequest, ...], Meta(max_length=MAX_SHARES)] = ()
 
 
 class StartRequest(Noun, kw_only=True, frozen=True):

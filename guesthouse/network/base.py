@@ -54,6 +54,10 @@ class NetworkBackend(Protocol):
         """
         ...
 
+    async def rest(self, guest: str, index: int) -> None:
+        """The guest's process has ended: its published ports are closed, all else is kept."""
+        ...
+
     async def detach(self, guest: str, index: int) -> None:
         """Undo `attach`; nothing happens when there is nothing to undo."""
         ...

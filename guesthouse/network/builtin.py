@@ -95,6 +95,9 @@ class Builtin:
     async def attach(self, guest: str, nic: Nic, index: int, *, hostname: str) -> Attachment:
         return Attachment(netdev(nic, index, hostname=hostname))
 
+    async def rest(self, guest: str, index: int) -> None:
+        """The ports ended with the guest's process."""
+
     async def detach(self, guest: str, index: int) -> None:
         """Nothing outlives the guest's process."""
 

@@ -22,6 +22,7 @@ from guesthouse.operations.lifecycle import (
 )
 from guesthouse.operations.recovery import Recover
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.sharing import AddShare, RemoveShare
 from guesthouse.operations.trash import Purge, Undelete
 from guesthouse.storage.collect import Collect
 
@@ -46,6 +47,8 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         Rename,
         PublishPort,
         UnpublishPort,
+        AddShare,
+        RemoveShare,
     ):
         registry.register(kind(rooms))
     registry.register(StartGuests(rooms))

@@ -26,6 +26,7 @@ from guesthouse.model.guest import (
 )
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image, Seed
+from guesthouse.model.share import Share
 from guesthouse.model.states import GuestState
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
@@ -34,6 +35,7 @@ from guesthouse.operations.lifecycle import GuestOperation, GuestParams, wait_re
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import launch_guest
+from guesthouse.operations.sharing import check_wanted
 from guesthouse.store.contract import ABSENT, Op, Put
 from guesthouse.store.documents import GUESTS
 
@@ -66,6 +68,7 @@ class LaunchParams(GuestParams, kw_only=True, frozen=True):
     cpu: str = ""
     on_panic: OnPanic = OnPanic.STOP
     ssh_keys: tuple[str, ...] = ()
+    shares: tuple[Share, ...] = ()
 
 
 class Launch(GuestOperation[LaunchParams]):
@@ -81,6 +84,9 @@ class Launch(GuestOperation[LaunchParams]):
     async def run(self, ctx: JobContext, params: LaunchParams) -> dict[str, str]:
         ctx.undo(lambda: forget_cloud_init(self.rooms, params.guest))
         image = await self._image(ctx, params)
+        for count in range(len(params.shares)):
+            wanted = params.shares[: count + 1]
+            await check_wanted(self.rooms, wanted, params.name, ssh_port=image.ssh_port)
         guest = await create_guest(self.rooms, ctx, params, image)
         await forget_cloud_init(self.rooms, guest.id)
         if params.start:
@@ -230,6 +236,7 @@ def _document(
         agent=image.agent,
         ssh_port=image.ssh_port,
         keys=params.ssh_keys,
+        shares=params.shares,
     )
     check_spec(spec)
     now = time.time()

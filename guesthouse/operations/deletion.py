@@ -140,6 +140,8 @@ async def remove_guest(rooms: Rooms, guest_id: str, volumes: Iterable[str]) -> N
             ops.append(documents.guests.release_op(guest.name))
     if ops:
         await rooms.view.wait_for(await documents.store.commit(ops))
+    await rooms.leave_networks(guest_id)
+    await rooms.give_back_ids(guest_id)
     await rooms.pool.remove_copy("guests", guest_id)
     for volume in unused:
         await rooms.pool.remove_copy("volumes", volume)

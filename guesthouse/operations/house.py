@@ -52,6 +52,7 @@ from guesthouse.model.reports import (
     UndeleteRequest,
     UnpublishRequest,
 )
+from guesthouse.model.sharing import ShareRequest, ShareView, UnshareRequest
 from guesthouse.model.units import format_size
 from guesthouse.model.usage import GuestUsage
 from guesthouse.operations.checkup import KeeperFacts, check_up
@@ -75,6 +76,7 @@ from guesthouse.operations.memory import check_total
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.seeding import check_seeding, kept_for_launch
+from guesthouse.operations.sharing import ShareParams, UnshareParams, share_of, shares_of, views
 from guesthouse.operations.support import support_bundle
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
@@ -190,6 +192,7 @@ class House:
             "name": name,
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
+            "shares": shares_of(request.shares, requester),
         }
         # Secret, so it goes another way than into the job's document.
         secret = CloudInit(
@@ -279,6 +282,18 @@ class House:
 
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job:
         return await self._submit("guest.unpublish", UnpublishParams, ref, request, requester)
+
+    async def share(self, ref: str, request: ShareRequest, requester: str) -> Job:
+        guest = self.view.guest(ref)
+        share = share_of(request, requester, [one.name for one in guest.spec.shares])
+        params = ShareParams(guest=guest.id, share=share)
+        return await self._submit_params("guest.share", params, guest, requester)
+
+    async def unshare(self, ref: str, request: UnshareRequest, requester: str) -> Job:
+        return await self._submit("guest.unshare", UnshareParams, ref, request, requester)
+
+    async def shares(self, ref: str) -> list[ShareView]:
+        return await views(self.rooms, self.view.guest(ref))
 
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job:
         check_image_name(request.name)

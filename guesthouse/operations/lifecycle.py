@@ -81,7 +81,8 @@ async def wait_ready(
 ) -> None:
     """Wait for the readiness checks, with progress. Nothing is undone when they do not come.
 
-    :raise NotReady: :raise Cancelled: the guest runs on either way.
+    :raise NotReady: :raise Cancelled: the guest runs on either way, as it does when a shared
+        folder cannot be mounted, which raises what `GuestShares.mount` does.
     """
     ctx.keep()
     live = rooms.live.get(guest.id)
@@ -96,6 +97,10 @@ async def wait_ready(
 
     try:
         await live.wait_ready(guest.name, timeout, report)
+        if guest.spec.shares:
+            ctx.progress(None, "mounting its shared folders")
+        for problem in (await live.mount_shares(guest.spec.shares)).values():
+            raise problem
     except asyncio.CancelledError:
         if not ctx.cancelled.is_set():
             raise  # the daemon stops

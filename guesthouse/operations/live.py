@@ -6,16 +6,18 @@ Nothing here is durable. After a restart of the daemon the supervisor fills it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Running
-from guesthouse.errors import AgentUnavailable, InvalidTransition, NotReady
+from guesthouse.errors import AgentUnavailable, GuesthouseError, InvalidTransition, NotReady
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.ssh import GuestSsh
 from guesthouse.model.device import ssh_login
 from guesthouse.model.guest import Guest, GuestStatus
+from guesthouse.model.share import Share
 from guesthouse.model.states import GuestState, require_state
+from guesthouse.shares.attached import GuestShares
 
 
 @dataclass
@@ -45,12 +47,16 @@ class LiveGuest:
     """One incarnation and its channels. :ivar ended: set once its process is gone.
 
     :ivar unrecorded: its status while the full disk does not take it.
+    :ivar shares: what mounts its shares; None where there is no way in.
+    :ivar share_problems: by name, why a share is not mounted.
     """
 
     guest_id: str
     running: Running
     agent: Agent
     ssh: GuestSsh | None
+    shares: GuestShares | None = None
+    share_problems: dict[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     unrecorded: GuestStatus | None = None
@@ -83,6 +89,14 @@ class LiveGuest:
                 hint=self.progress.hint,
                 check=self.progress.waiting,
             ) from None
+
+    async def mount_shares(self, shares: Sequence[Share]) -> dict[str, GuesthouseError]:
+        """Mount those that are not there yet; by name, what was wrong with the others."""
+        if self.shares is None or not shares:
+            return {}
+        problems = await self.shares.mount_all(shares)
+        self.share_problems = {name: str(error) for name, error in problems.items()}
+        return problems
 
     async def close(self) -> None:
         """Close the channels. The guest is not touched."""

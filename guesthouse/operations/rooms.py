@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Driver
@@ -20,9 +20,17 @@ from guesthouse.store.trash import in_trash
 from guesthouse.store.view import View
 
 
+async def nothing(guest: str) -> None:
+    """What there is to do where guests have neither networks of a house nor ids of their own."""
+
+
 @dataclass(kw_only=True)
 class Rooms:
-    """:ivar facts: the newest probe of this host (a call, since it may be probed again)."""
+    """:ivar facts: the newest probe of this host (a call, since it may be probed again).
+
+    :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
+    :ivar give_back_ids: those of its process are free again, when it is deleted; by its id.
+    """
 
     documents: Documents
     view: View
@@ -33,6 +41,8 @@ class Rooms:
     folders: Folders
     settings: Settings
     facts: Callable[[], HostFacts]
+    leave_networks: Callable[[str], Awaitable[None]] = nothing
+    give_back_ids: Callable[[str], Awaitable[None]] = nothing
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
 

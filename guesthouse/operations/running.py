@@ -21,6 +21,7 @@ from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.memory import check_start
 from guesthouse.operations.ports import check_ports
 from guesthouse.operations.rooms import Rooms
+from guesthouse.shares.attached import GuestShares
 
 S = GuestState
 
@@ -139,11 +140,13 @@ async def record_launch(rooms: Rooms, guest: Guest, running: Running, *, paused:
 def take_up(rooms: Rooms, guest: Guest, running: Running) -> LiveGuest:
     """Open the channels of a process and have the supervisor follow it."""
     runtime = rooms.folders.guest_runtime(guest.id)
+    ssh = _ssh(rooms, guest)
     live = LiveGuest(
         guest_id=guest.id,
         running=running,
         agent=Agent(runtime / AGENT_SOCKET),
-        ssh=_ssh(rooms, guest),
+        ssh=ssh,
+        shares=GuestShares(runtime, ssh, running, user=guest.spec.user) if ssh else None,
     )
     rooms.live.add(guest, live)
     return live

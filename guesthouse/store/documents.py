@@ -16,9 +16,11 @@ from guesthouse.errors import (
     UnknownImage,
 )
 from guesthouse.model.document import D, decode_document, encode
+from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job
+from guesthouse.model.network import Lease, Network
 from guesthouse.model.volume import Volume
 from guesthouse.store.contract import ABSENT, Check, Delete, Op, Put, Store
 
@@ -116,6 +118,10 @@ GUESTS = CollectionKind("guest", "guests/", Guest)
 VOLUMES = CollectionKind("volume", "volumes/", Volume)
 IMAGES = CollectionKind("image", "images/", Image)
 JOBS = CollectionKind("job", "jobs/", Job)
+NETWORKS = CollectionKind("network", "networks/", Network)
+LEASES = CollectionKind("lease", "leases/", Lease)
+GROUPS = CollectionKind("security group", "security-groups/", SecurityGroup)
+SETS = CollectionKind("address set", "address-sets/", AddressSet)
 
 
 class Collection(CollectionKind[D]):
@@ -192,6 +198,10 @@ class Documents:
         self.volumes = Collection(VOLUMES, store)
         self.images = Collection(IMAGES, store)
         self.jobs = Collection(JOBS, store)
+        self.networks = Collection(NETWORKS, store)
+        self.leases = Collection(LEASES, store)
+        self.groups = Collection(GROUPS, store)
+        self.sets = Collection(SETS, store)
 
 
 def article(noun: str) -> str:

@@ -7,7 +7,17 @@ from typing import Any, Generic
 from guesthouse.errors import GuesthouseError, ReadOnlyStore
 from guesthouse.model.document import D
 from guesthouse.model.guest import Guest
-from guesthouse.store.documents import GUESTS, IMAGES, JOBS, VOLUMES, CollectionKind
+from guesthouse.store.documents import (
+    GROUPS,
+    GUESTS,
+    IMAGES,
+    JOBS,
+    LEASES,
+    NETWORKS,
+    SETS,
+    VOLUMES,
+    CollectionKind,
+)
 
 
 class Rows(Generic[D]):
@@ -61,13 +71,29 @@ class Shelf:
         self.images = Rows(IMAGES)
         self.volumes = Rows(VOLUMES)
         self.jobs = Rows(JOBS)
+        self.networks = Rows(NETWORKS)
+        self.leases = Rows(LEASES)
+        self.groups = Rows(GROUPS)
+        self.sets = Rows(SETS)
         self.revisions: dict[str, int] = {}
         self.quarantined: dict[str, str] = {}
         self.newer: dict[str, str] = {}
 
+    @property
+    def _every(self) -> tuple[Rows[Any], ...]:
+        return (
+            self.guests,
+            self.images,
+            self.volumes,
+            self.jobs,
+            self.networks,
+            self.leases,
+            self.groups,
+            self.sets,
+        )
+
     def rows_of(self, key: str) -> Rows[Any] | None:
-        every: tuple[Rows[Any], ...] = (self.guests, self.images, self.volumes, self.jobs)
-        return next((rows for rows in every if key.startswith(rows.kind.prefix)), None)
+        return next((rows for rows in self._every if key.startswith(rows.kind.prefix)), None)
 
     def quarantine(self, key: str, error: GuesthouseError) -> None:
         self.quarantined[key] = str(error)
@@ -80,10 +106,8 @@ class Shelf:
         return self.quarantined.pop(key, None) is not None
 
     def replace(self, other: Shelf) -> None:
-        self.guests.replace(other.guests)
-        self.images.replace(other.images)
-        self.volumes.replace(other.volumes)
-        self.jobs.replace(other.jobs)
+        for rows, new in zip(self._every, other._every, strict=True):
+            rows.replace(new)
         for mine, theirs in (
             (self.quarantined, other.quarantined),
             (self.newer, other.newer),

@@ -19,9 +19,11 @@ from guesthouse.errors import (
     Unavailable,
 )
 from guesthouse.model.document import Document
+from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job
+from guesthouse.model.network import Lease, Network
 from guesthouse.model.volume import Volume
 from guesthouse.store.contract import Change, Entry, Store
 from guesthouse.store.references import resolve
@@ -150,6 +152,22 @@ class View:
         return MappingProxyType(self._shelf.jobs.documents)
 
     @property
+    def networks(self) -> Mapping[str, Network]:
+        return MappingProxyType(self._shelf.networks.documents)
+
+    @property
+    def leases(self) -> Mapping[str, Lease]:
+        return MappingProxyType(self._shelf.leases.documents)
+
+    @property
+    def groups(self) -> Mapping[str, SecurityGroup]:
+        return MappingProxyType(self._shelf.groups.documents)
+
+    @property
+    def sets(self) -> Mapping[str, AddressSet]:
+        return MappingProxyType(self._shelf.sets.documents)
+
+    @property
     def revisions(self) -> Mapping[str, int]:
         """By key (`guests/01J…`), the revision that last wrote each document here."""
         return MappingProxyType(self._shelf.revisions)
@@ -189,6 +207,9 @@ class View:
 
     def volume(self, ref: str) -> Volume:
         return resolve(self._shelf.volumes, ref)
+
+    def network(self, ref: str) -> Network:
+        return resolve(self._shelf.networks, ref)
 
     def job(self, ref: str) -> Job:
         return resolve(self._shelf.jobs, ref)

@@ -19,6 +19,7 @@ from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import with_state
 from guesthouse.store.documents import GUESTS
 from guesthouse.supervisor.readiness import follow_readiness
+from guesthouse.supervisor.sharing import follow_shares
 
 S = GuestState
 _RETRY_SECONDS = 1.0
@@ -43,6 +44,7 @@ class Supervisor:
     def add(self, guest: Guest, live: LiveGuest) -> None:
         self._spawn(self._follow(guest.id, live), f"follow {guest.name}")
         self._spawn(follow_readiness(self.rooms, guest, live), f"readiness {guest.name}")
+        self._spawn(follow_shares(self.rooms, guest.id, live), f"shares of {guest.name}")
 
     def _spawn(self, work: object, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]  # any coroutine of ours

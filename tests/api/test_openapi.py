@@ -53,6 +53,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         POST /v1/guests/{ref}/resume | POST /v1/guests/{ref}/reset | POST /v1/guests/{ref}/rename
         POST /v1/guests/{ref}/power-button | POST /v1/guests/{ref}/ports
         DELETE /v1/guests/{ref}/ports/{protocol}/{host_ip}/{host_port}
+        GET /v1/guests/{ref}/shares | POST /v1/guests/{ref}/shares
+        DELETE /v1/guests/{ref}/shares/{share}
         GET /v1/guests/{ref}/screenshot | GET /v1/guests/{ref}/logs
         GET /v1/images | POST /v1/images | GET /v1/images/{ref} | DELETE /v1/images/{ref}
         GET /v1/images-known | GET /v1/jobs | GET /v1/jobs/{ref} | POST /v1/jobs/{ref}/cancel

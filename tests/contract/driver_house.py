@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import msgspec
 
 from guesthouse.drivers.base import Driver, Resources
 from guesthouse.drivers.fake import FakeDriver
-from guesthouse.drivers.qemu.driver import QemuDriver
+from guesthouse.drivers.qemu.driver import Confine, QemuDriver
+from guesthouse.drivers.qemu.identity import Identities
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.host.keeper_client import KeeperClient
+from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.host.namespace.idbook import IdBook
 from guesthouse.host.probe import probe
 from guesthouse.model.device import Nic, new_mac
 from guesthouse.model.guest import BootPath, Guest, GuestSpec, GuestStatus, LaunchRecord
@@ -25,6 +28,7 @@ from guesthouse.model.host import HostFacts
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import BootFiles
 from guesthouse.model.states import GuestState
+from guesthouse.network.base import NetworkBackend
 from guesthouse.network.builtin import Builtin
 
 MEBIBYTE = 1 << 20
@@ -62,6 +66,12 @@ async def this_host() -> HostFacts:
     return _probed[0]
 
 
+def own_identities(namespace: HouseNamespace, folder: Path) -> Identities:
+    """With a book of ids in `folder`, beside the user's real one."""
+    book = IdBook(folder / "ids", folder)
+    return Identities(namespace, lambda: book, am_root=os.geteuid() == 0)
+
+
 class DriverHouse:
     """Makes drivers on one folder; `again` is what a restarted daemon has."""
 
@@ -69,6 +79,8 @@ class DriverHouse:
         self.kind, self.folder = kind, folder
         self.driver: Driver
         self.keeper: KeeperLink | None = None
+        self.namespace = HouseNamespace(folder)
+        self.identities = own_identities(self.namespace, folder)
 
     def resources(self, guest: Guest, **fields: Any) -> Resources:
         runtime, state = self.folder / "r" / guest.id[-6:], self.folder / "s" / guest.id
@@ -81,11 +93,27 @@ class DriverHouse:
         if self.kind == "fake":
             self.driver = FakeDriver(self.folder / "fake")
             return
-        facts = await this_host()
+        await this_host()
         (self.folder / "keeper").mkdir(exist_ok=True)
         self.keeper = KeeperLink(self.folder / "keeper.sock", self.folder / "keeper")
-        self.driver = QemuDriver(
-            lambda: facts, self.keeper, {"builtin": Builtin()}, am_root=os.geteuid() == 0
+        self.driver = self.qemu({"builtin": Builtin()})
+
+    def qemu(
+        self,
+        networks: Mapping[str, NetworkBackend],
+        *,
+        facts: HostFacts | None = None,
+        confined: Confine | None = None,
+    ) -> QemuDriver:
+        """A driver whose guests are as in a real house, if nothing else is said."""
+        assert self.keeper is not None
+        found = facts or _probed[0]
+        return QemuDriver(
+            lambda: found,
+            self.keeper,
+            networks,
+            am_root=os.geteuid() == 0,
+            confined=confined or self.identities.confinement,
         )
 
     async def again(self) -> None:
@@ -104,6 +132,7 @@ class DriverHouse:
             )
             await client.quit(force=True)
             client.close()
+        await self.namespace.dissolve()
 
 
 @asynccontextmanager

@@ -185,6 +185,37 @@ async def test_publish_and_unpublish_live(house: DriverHouse) -> None:
         await running.publish(1, Publish(host_port=0, guest_port=80))
 
 
+async def test_ports_are_plugged_and_unplugged_live(house: DriverHouse) -> None:
+    running = await start(house, make_guest())
+    name = "share.a"
+
+    async def hears_the_end(sock: socket.socket) -> bool:
+        sock.setblocking(False)
+        read = asyncio.get_running_loop().sock_recv(sock, 100)
+        return await asyncio.wait_for(read, SECONDS) == b""
+
+    await running.unplug_port(name)
+    ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+    for index in (0, 1):  # the second takes the place of the first
+        await running.plug_port(name, theirs[index].fileno(), seen_as="house.x")
+        theirs[index].close()
+    assert await hears_the_end(ours[0])
+    with pytest.raises(BlockingIOError):
+        ours[1].setblocking(False)
+        ours[1].recv(1)
+    await running.unplug_port(name)
+    assert await hears_the_end(ours[1])
+    await running.plug_port(name, theirs[2].fileno(), seen_as="house.x")
+    theirs[2].close()
+    await running.kill()
+    assert await hears_the_end(ours[2])
+    await ended(running)
+    with pytest.raises(NotFound):
+        await running.plug_port(name, ours[0].fileno(), seen_as="house.x")
+    for sock in ours:
+        sock.close()
+
+
 async def test_port_taken_at_the_start(house: DriverHouse) -> None:
     port = a_port()
     first = await start(house, make_guest(nics=(nic(ports=(port,)),)))

@@ -22,12 +22,15 @@ from guesthouse.drivers.base import (
     Exit,
 )
 from guesthouse.drivers.qemu.driver import QemuDriver
-from guesthouse.drivers.qemu.identity import confinement
+from guesthouse.drivers.qemu.identity import Needs
 from guesthouse.errors import HostLacks, LaunchFailed
 from guesthouse.host.firmware import find_ovmf
 from guesthouse.host.kvm_device import examine
 from guesthouse.host.launcher import Confinement
-from guesthouse.model.guest import BootPath, Firmware, Guest
+from guesthouse.host.namespace.idplan import FIRST_VM
+from guesthouse.host.namespace.probing import wanted_plan
+from guesthouse.host.spawn import run
+from guesthouse.model.guest import BootPath, Firmware
 from guesthouse.network.builtin import Builtin
 from tests.contract.driver_house import (
     MEBIBYTE,
@@ -117,6 +120,14 @@ async def test_screen_of_a_guest_without_display_is_nowhere(house: DriverHouse) 
     assert not (resources.runtime / VNC_SOCKET).exists()
 
 
+async def links_of(house: DriverHouse, pid: int) -> list[str]:
+    """What a process has open. That of a sub-uid is seen by its house's root alone."""
+    argv = ["find", f"/proc/{pid}/fd", "-type", "l", "-printf", r"%l\n"]
+    apart = os.geteuid() != 0 and house.identities.lacks is None
+    done = await (house.namespace.run(argv) if apart else run(argv))
+    return done.text.splitlines()
+
+
 async def test_privileges_are_gone(house: DriverHouse) -> None:
     guest = micro_guest(nics=(nic(),))
     running = await launch(house, guest)
@@ -126,15 +137,15 @@ async def test_privileges_are_gone(house: DriverHouse) -> None:
     assert found["CapPrm"] == "0" * 16
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
-    if os.geteuid() == 0:
-        wanted = confinement(guest.number, am_root=True, kvm_group=None)
+    if house.identities.lacks is None:
+        uid, gid = wanted_plan().outside(FIRST_VM)
         assert found["CapBnd"] == "0" * 16
-        assert set(found["Uid"].split()) == {str(wanted.uid)}
-        assert set(found["Gid"].split()) == {str(wanted.gid)}
-        assert int(found["Uid"].split()[0]) >= 65536
+        assert set(found["Uid"].split()) == {str(uid)}
+        assert set(found["Gid"].split()) == {str(gid)}
+        assert uid >= 65536
         assert found["Groups"] == ""
     # It was given what it needs, and holds no path of the house open for writing but its own.
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    links = await links_of(house, pid)
     opened = [link for link in links if link.startswith("/") and not link.startswith("/dev")]
     # Memory without a name in any folder is no path: the guest's, and from QEMU 10.0 its screen's.
     assert [link for link in opened if not link.startswith("/memfd:")] == [
@@ -262,16 +273,13 @@ async def kvm_driver(house: DriverHouse) -> QemuDriver:
         pytest.skip(f"/dev/kvm cannot be opened: {device.reason}")
     facts = await this_host()
     kvm = msgspec.structs.replace(facts, accelerator="kvm", accelerator_reason="a test")
-    assert house.keeper is not None
 
-    def confined(guest: Guest, group: int | None) -> Confinement:
+    async def confined(guest: str, needs: Needs) -> Confinement:
         if device.guests_open:
-            return confinement(guest.number, am_root=am_root, kvm_group=group)
+            return await house.identities.confinement(guest, needs)
         return Confinement()
 
-    return QemuDriver(
-        lambda: kvm, house.keeper, {"builtin": Builtin()}, am_root=am_root, confined=confined
-    )
+    return house.qemu({"builtin": Builtin()}, facts=kvm, confined=confined)
 
 
 @pytest.mark.skipif(not GRUB_RESCUE.exists(), reason="package grub-rescue-pc is not installed")

@@ -34,6 +34,7 @@ from guesthouse.model.reports import (
     ProblemDetails,
     RecoverySurvey,
 )
+from guesthouse.model.sharing import ShareState, ShareView
 
 from .fake_streams import ServerLink, run_command, serve_console
 
@@ -253,6 +254,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.publish", guest)
             case ["DELETE", "guests", ref, "ports", _, _, _]:
                 self._job("guest.unpublish", house.guest(ref))
+            case ["GET", "guests", ref, "shares"]:
+                fields = map(msgspec.structs.asdict, house.guest(ref).spec.shares)
+                self._json([ShareView(**one, state=ShareState.MOUNTED) for one in fields])
+            case ["POST", "guests", ref, "shares"]:
+                self._job("guest.share", house.guest(ref))
+            case ["DELETE", "guests", ref, "shares", _]:
+                self._job("guest.unshare", house.guest(ref))
             case ["POST", "guests", ref, verb]:
                 self._job(f"guest.{verb}", house.guest(ref))
             case _:

@@ -54,7 +54,19 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "ssh_keys": [],
         "user_data": "",
         "network_config": "",
+        "shares": [],
     }
+
+
+def test_launch_with_shared_folders(
+    guest: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    guest("launch", "micro", "x", "--share", "site:/srv/site", "--share", "/a:/b:ro")
+    (body,) = guest.bodies("POST", "/v1/guests")
+    shares = [(one["source"], one["target"], one["read_only"]) for one in body["shares"]]
+    assert shares == [(f"{tmp_path}/site", "/srv/site", False), ("/a", "/b", True)]
+    assert guest("launch", "micro", "y", "--share", "/a:/etc").code == 2
 
 
 def test_launch_by_default(guest: Room) -> None:

@@ -26,6 +26,7 @@ from guesthouse.host.launcher import (
 from guesthouse.host.spawn import run
 
 from .keeper_house import House, keeper_house, listener, read_exactly
+from .namespace_house import FALLBACKS, identity, namespace_house
 
 CAPS = ["--ambient-caps=-all", "--inh-caps=-all"]
 ARGV = ["qemu", "-S"]
@@ -103,6 +104,14 @@ def test_groups_replace_all_others() -> None:
     argv = confine(ARGV, Confinement(uid=70000, gid=70000, groups=(108, 36)), am_root=True)
     assert "--groups=108,36" in argv
     assert "--clear-groups" not in argv
+
+
+def test_groups_are_kept_where_their_numbers_cannot_be_said() -> None:
+    where = Namespaces(holder=9, mounts=False)
+    kept = Confinement(uid=1001, gid=1001, keep_groups=True, namespaces=where)
+    argv = confine(ARGV, kept, am_root=False)
+    assert "--keep-groups" in argv and "--clear-groups" not in argv
+    assert "--user" in argv and "--mount" not in argv
 
 
 def test_nothing_asked_nothing_done() -> None:
@@ -302,6 +311,43 @@ async def test_a_house_namespace_is_joined_without_a_fork(house: House) -> None:
     finally:
         holder.kill()
         await holder.wait()
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("number", [0, 7])
+async def test_guest_number_n_has_an_id_and_an_empty_network_of_its_own(
+    house: House, tmp_path: Path, number: int
+) -> None:
+    """In the house's namespace as it is made for real, by an ordinary user as by root."""
+    am_root = os.geteuid() == 0
+    async with namespace_house(tmp_path) as namespace:
+        who = namespace.plan.vm(number)
+        confinement = Confinement(uid=who.uid, gid=who.gid, namespaces=namespace.launch)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with FdTable() as table:
+            target = table.add(theirs.detach())
+            argv = ["sh", "-c", f"id -u >&{target}; exec sleep 1000"]
+            _, spawned = await house.spawn(*confine(argv, confinement, am_root=am_root), fds=table)
+        said = f"{who.uid}\n".encode()
+        assert await read_exactly(ours, len(said)) == said, house.errors.read_text()
+        ours.close()
+        status = status_of(spawned.pid)
+        uid, gid = namespace.plan.outside(1000 + number)
+        assert status["Uid"] == " ".join([str(uid)] * 4)
+        assert status["Gid"] == " ".join([str(gid)] * 4)
+        assert uid != os.getuid()
+        assert status["Groups"] == ""
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[name], 16) == 0, name
+        assert status["NoNewPrivs"] == "1"
+        holder = namespace.facts.pid
+        where = {kind: identity(kind, spawned.pid) for kind in ("user", "mnt", "net")}
+        assert (where["user"] == identity("user", holder)) is True
+        assert (where["mnt"] == identity("mnt", holder)) is not am_root
+        assert where["net"] not in (identity("net", holder), identity("net"))
+        interfaces = Path(f"/proc/{spawned.pid}/net/dev").read_text().splitlines()[2:]
+        assert {line.split(":")[0].strip() for line in interfaces} - FALLBACKS == {"lo"}
 
 
 @pytest.mark.root

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 
 from guesthouse.drivers.base import (
     ENGINE_LOG,
@@ -20,12 +21,11 @@ from guesthouse.drivers.qemu import exits
 from guesthouse.drivers.qemu.argv import build_argv
 from guesthouse.drivers.qemu.failures import launch_error
 from guesthouse.drivers.qemu.found import found_record
-from guesthouse.drivers.qemu.identity import confinement
+from guesthouse.drivers.qemu.identity import Needs
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import (
     KEEPER_QMP_SOCKET,
     SERIAL_SOCKET,
-    Opened,
     open_all,
     remove_sockets,
 )
@@ -64,15 +64,15 @@ _ATTACH_SECONDS = 5.0
 _END_SECONDS = 30.0
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
-Confine = Callable[[Guest, int | None], Confinement]
-"""(guest, group needed for /dev/kvm) -> what its process may be."""
+Confine = Callable[[str, Needs], Awaitable[Confinement]]
+"""(id of a guest, what QEMU must be able to open) -> what its process may be."""
 
 
 class QemuDriver:
     """Keeps `Driver`'s contract.
 
     :param facts: the newest probe of this host. :param keeper: closed by whoever made it.
-    :param networks: backends by name. :param am_root: guests then get uids of their own.
+    :param networks: backends by name. :param confined: see `Identities.confinement`.
     """
 
     name = "qemu"
@@ -92,20 +92,35 @@ class QemuDriver:
         networks: Mapping[str, NetworkBackend],
         *,
         am_root: bool,
-        confined: Confine | None = None,
+        confined: Confine,
     ) -> None:
         self._facts, self._keeper, self._networks = facts, keeper, networks
         self._am_root = am_root
-        self._confined = confined or self._default_confinement
+        self._confined = confined
 
     async def launch(
         self, guest: Guest, resources: Resources, *, incarnation: int, paused: bool = False
     ) -> Running:
+        await self._check_free(guest)
+        try:
+            nics = await self._attach_nics(guest)
+            return await self._launch(guest, resources, nics, incarnation, paused=paused)
+        except BaseException:
+            await asyncio.shield(Publisher(guest, self._networks).rest())
+            raise
+
+    async def _launch(
+        self,
+        guest: Guest,
+        resources: Resources,
+        nics: Sequence[Attachment],
+        incarnation: int,
+        *,
+        paused: bool,
+    ) -> Running:
         facts = self._facts()
-        nics = await self._attach_nics(guest)
         plan = make_plan(guest, resources, facts, nics, find_ovmf())
         key = f"{guest.id}.{incarnation}"
-        await self._check_free(guest)
         try:
             spawned, argv = await self._spawn(guest, resources, plan, key, nics)
             record = _record(
@@ -137,6 +152,7 @@ class QemuDriver:
         except NotFound:
             record = await self._keeper.written(key)
             await asyncio.to_thread(remove_sockets, resources.runtime)
+            await Publisher(guest, self._networks).rest()
             if record is None:
                 return exits.HOST_REBOOTED if rebooted else exits.UNKNOWN
             return exits.explain(record, boot_id=launch.boot_id)
@@ -215,13 +231,9 @@ class QemuDriver:
     ) -> tuple[Spawned, tuple[str, ...]]:
         """Open everything, hand it to a new process, and close it here."""
         client = await self._keeper.client()
-        group = kvm_group(self._facts()) if plan.accelerator == "kvm" else None
         taps = [nic.fd for nic in nics]
-
-        def prepare() -> tuple[Confinement, Opened]:
-            return self._confined(guest, group), open_all(plan, resources.runtime, taps)
-
-        confined, opened = await asyncio.to_thread(prepare)
+        confined = await self._confined(guest.id, self._needs(plan, taps))
+        opened = await asyncio.to_thread(open_all, plan, resources.runtime, taps)
         with opened.table:
             command = build_argv(plan, opened.number)
             argv = tuple(confine(command, confined, am_root=self._am_root))
@@ -234,6 +246,15 @@ class QemuDriver:
                 monitor=_monitor(resources),
             )
             return await client.spawn(request, opened.table), argv
+
+    def _needs(self, plan: Plan, taps: Sequence[int | None]) -> Needs:
+        by_path = plan.accelerator == "kvm" and not plan.kvm_device
+        return Needs(
+            program=Path(plan.qemu),
+            host_network=None in taps,
+            kvm_by_path=by_path,
+            kvm_group=kvm_group(self._facts()) if by_path else None,
+        )
 
     async def _bring_up(
         self, guest: Guest, resources: Resources, record: LaunchRecord, *, paused: bool
@@ -320,9 +341,6 @@ class QemuDriver:
             await (await self._keeper.client()).adopt(request)
         except GuesthouseError as error:
             log.warning("the keeper does not watch %s: %s", request.key, error)
-
-    def _default_confinement(self, guest: Guest, group: int | None) -> Confinement:
-        return confinement(guest.number, am_root=self._am_root, kvm_group=group)
 
 
 def _guest_of(run_key: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from guesthouse.errors import InvalidInput, PortTaken
+from guesthouse.errors import GuesthouseError, InvalidInput, PortTaken
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
 from guesthouse.network.base import Monitor, NetworkBackend
 from guesthouse.network.ports import find_holder, reserve
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 """A free port may be taken by another program between looking and opening."""
@@ -46,6 +49,17 @@ class Publisher:
 
     async def close(self, nic: int, port: Publish, monitor: Monitor) -> None:
         await self._network(nic).unpublish(self._guest.id, nic, port, monitor)
+
+    async def rest(self) -> None:
+        """The guest's process has ended, or did not come up: nothing leads to it any more."""
+        for index, nic in enumerate(self._guest.spec.nics):
+            network = self._networks.get(nic.network)
+            if network is None:
+                continue
+            try:
+                await network.rest(self._guest.id, index)
+            except GuesthouseError as error:
+                log.warning("ports of guest %s stay open: %s", self._guest.name, error)
 
     def _network(self, nic: int) -> NetworkBackend:
         if not 0 <= nic < len(self._guest.spec.nics):

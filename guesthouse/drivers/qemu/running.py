@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from guesthouse.drivers.base import VNC_SOCKET, DriverEvent, Exit
 from guesthouse.drivers.events import Fanout
-from guesthouse.drivers.qemu import exits, screenshot
+from guesthouse.drivers.qemu import exits, plugging, screenshot
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import QMP_SOCKET, remove_sockets
 from guesthouse.drivers.qemu.publishing import Publisher
@@ -139,6 +139,12 @@ class QemuRunning:
     async def unpublish(self, nic: int, port: Publish) -> None:
         await self._alive(self._publisher.close(nic, port, self._monitor().human))
 
+    async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
+        await self._alive(plugging.plug(self._monitor(), name, connection, seen_as))
+
+    async def unplug_port(self, name: str) -> None:
+        await self._alive(plugging.unplug(self._monitor(), name))
+
     def events(self) -> AsyncIterator[DriverEvent]:
         return self._fan.listen()
 
@@ -231,6 +237,7 @@ class QemuRunning:
         # First of all: whoever learns of the end may start the next incarnation.
         await self._hang_up()
         await asyncio.to_thread(remove_sockets, self._runtime)
+        await self._publisher.rest()
         self._cleared.set()
         record = await self._keeper.record(self._key)
         if record is not None:

@@ -1,0 +1,151 @@
+"""Addresses and names on a network: dnsmasq's files, as text, and its process.
+
+It gives each card the addresses that are written down for it, and no other: the rules let a card
+send from these alone. So it needs no memory of its own (`leasefile-ro`), and may die and be
+started again without anybody noticing. IPv6 addresses come by DHCPv6: the advertisements say so
+(managed, not autonomous), since an address that a guest makes up would be dropped.
+
+Facts: dnsmasq(8) 2.90; dnsmasq reads `dhcp-hostsfile` and `addn-hosts` again at SIGHUP.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from guesthouse.host.launcher import GuestIdentity
+from guesthouse.model.network import Network, NetworkKind
+from guesthouse.network.house.seats import Seat
+
+RUN = "/run/guesthouse"
+"""A folder inside: /run is the house's own there."""
+PIDS = f"{RUN}/pids"
+"""Beside it one that the service itself may write to."""
+SERVICE = 0
+"""Its number among the services of the house (`IdPlan.service`)."""
+
+UPSTREAM = ("10.0.2.3", "fd00::3")
+"""The uplink's resolvers: they ask those of the host's /etc/resolv.conf as it is by then."""
+
+_LEASE = "1h"
+_CAPABILITIES = "+net_admin,+net_bind_service,+net_raw"
+
+
+def configuration(network: Network, *, ipv6: bool = True) -> str:
+    """For `dnsmasq --conf-file=-`. The network has a bridge of the house.
+
+    :param ipv6: the kernel has it.
+    """
+    bridge, isolated = network.bridge, network.kind is NetworkKind.ISOLATED
+    lines = [
+        f"interface={bridge}",
+        "except-interface=lo",
+        "bind-interfaces",
+        f"pid-file={PIDS}/{bridge}",
+        f"dhcp-hostsfile={cards_file(network)}",
+        f"addn-hosts={names_file(network)}",
+        "no-hosts",
+        "no-resolv",
+        "no-ping",
+        "domain-needed",
+        "local-ttl=5",
+        "cache-size=1000",
+        "dns-forward-max=500",
+        "dhcp-authoritative",
+        "dhcp-lease-max=65536",
+        "leasefile-ro",
+        "log-facility=/dev/null",
+    ]
+    if not isolated:
+        lines += [f"server={server}" for server in UPSTREAM[: 1 + ipv6]]
+    if network.domain:
+        lines += [f"domain={network.domain}", f"local=/{network.domain}/"]
+    if network.subnet4 and network.dhcp:
+        lines += _dhcp4(network, isolated)
+    if network.subnet6 and ipv6:
+        lines += _dhcp6(network, isolated)
+    return "\n".join(lines) + "\n"
+
+
+def _dhcp4(network: Network, isolated: bool) -> list[str]:
+    subnet = ipaddress.IPv4Network(network.subnet4)
+    lines = [
+        f"dhcp-range={subnet.network_address},static,{subnet.netmask},{_LEASE}",
+        f"dhcp-option=option:mtu,{network.mtu}",
+    ]
+    return [*lines, "dhcp-option=option:router"] if isolated else lines
+
+
+def _dhcp6(network: Network, isolated: bool) -> list[str]:
+    base = network.subnet6.partition("/")[0]
+    # The server's own name, which would otherwise be another one after each start.
+    ident = network.id[-8:].lower().encode().hex(":")
+    # A router of lifetime 0 is nobody's default (RFC 4861 section 4.2).
+    lifetime = 0 if isolated else 1800
+    return [
+        f"dhcp-range={base},static,64,{_LEASE}",
+        f"dhcp-duid=0,{ident}",
+        "enable-ra",
+        f"ra-param={network.bridge},mtu:{network.mtu},60,{lifetime}",
+    ]
+
+
+def cards(seats: Iterable[Seat]) -> str:
+    """The addresses of each card, for `dhcp-hostsfile`."""
+    lines = []
+    for seat in seats:
+        four, six = seat.address(4), seat.address(6)
+        known = [part for part in (four, f"[{six}]" if six else "") if part]
+        if known:
+            lines.append(",".join((seat.mac, *known, seat.name, _LEASE)))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def names(network: Network, seats: Iterable[Seat]) -> str:
+    """The addresses of each guest's first card there, for `addn-hosts`. `host` and `gateway`
+    would be names of guests, so the house has none."""
+    lines = []
+    seen: set[str] = set()
+    for seat in sorted(seats, key=lambda seat: seat.index):
+        if seat.name in seen:
+            continue
+        seen.add(seat.name)
+        full = [f"{seat.name}.{network.domain}"] if network.domain else []
+        lines += [" ".join((address, *full, seat.name)) for address in seat.addresses]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def cards_file(network: Network) -> str:
+    return f"{RUN}/{network.bridge}.cards"
+
+
+def names_file(network: Network) -> str:
+    return f"{RUN}/{network.bridge}.names"
+
+
+def pid_file(network: Network) -> str:
+    return f"{PIDS}/{network.bridge}"
+
+
+def command(who: GuestIdentity) -> list[str]:
+    """It is fed its configuration, goes into the background when it is ready, and is an id of its
+    own with the three rights that it needs in the house's network: a guest that takes it over is
+    nobody on the host."""
+    return [
+        "setpriv",
+        f"--reuid={who.uid}",
+        f"--regid={who.gid}",
+        "--clear-groups",
+        f"--inh-caps=-all,{_CAPABILITIES}",
+        f"--ambient-caps=-all,{_CAPABILITIES}",
+        f"--bounding-set=-all,{_CAPABILITIES}",
+        "--no-new-privs",
+        "--",
+        "dnsmasq",
+        "--conf-file=-",
+    ]
+
+
+def folder_command(who: GuestIdentity) -> Sequence[str]:
+    """Makes `RUN` and `PIDS`, inside."""
+    return ("install", "-d", "-m", "0755", "-o", str(who.uid), "-g", str(who.gid), PIDS)

@@ -1,0 +1,71 @@
+"""The host's own addresses, which guests reach only as allowed, and when they change."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+from guesthouse.host.namespace.entering import tool_environment
+from guesthouse.host.spawn import run
+from guesthouse.network.house.links import LIST, Link, read_links
+
+# linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_GROUPS = 0x10 | 0x100
+_SETTLE_SECONDS = 1.0
+"""Addresses come in bursts: a VPN, a docking station."""
+
+
+class HostSide(NamedTuple):
+    """:ivar addresses: of the host. :ivar networks: that it is attached to, as CIDRs."""
+
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...]
+
+
+async def look() -> HostSide:
+    """:raise HostLacks: `ip` is not installed. :raise ToolFailed:"""
+    done = await run(LIST, env=tool_environment())
+    return host_side(read_links(done.out))
+
+
+def host_side(links: dict[str, Link]) -> HostSide:
+    """Without loopback and link-local ones, which the rules know of themselves."""
+    found = sorted({a for link in links.values() for a in link.addresses})
+    interfaces = [ipaddress.ip_interface(text) for text in found]
+    own = [i for i in interfaces if not i.is_loopback and not i.is_link_local]
+    attached = {str(i.network) for i in own if i.network.num_addresses > 1}
+    return HostSide(tuple(str(i.ip) for i in own), tuple(sorted(attached)))
+
+
+class Changes:
+    """Tells when addresses of the host come and go, until it is closed."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._soon: asyncio.TimerHandle | None = None
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, _GROUPS))
+        self._loop.add_reader(self._socket, self._read)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        if self._soon is not None:
+            self._soon.cancel()
+
+    def _read(self) -> None:
+        try:
+            self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # more came than the socket holds (ENOBUFS): something changed
+        if self._soon is not None:
+            self._soon.cancel()
+        self._soon = self._loop.call_later(_SETTLE_SECONDS, self._changed)

@@ -122,7 +122,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         )
         probed = HostProbe(folders.state, facts)
         documents = Documents(store)
-        records = StoreRecords(documents, view)
+        records = StoreRecords(documents, view, pool.remove_copy)
         network = HouseNetwork(HouseNamespace(folders.runtime), records, folders.runtime)
         stack.push_async_callback(network.close)
         await open_network(network, records, view)
@@ -138,6 +138,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             settings=settings,
             facts=probed,
             leave_networks=partial(leave_networks, network, records),
+            refresh_networks=network.refresh,
         )
         yield rooms, keeper, probed
 

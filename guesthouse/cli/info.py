@@ -16,6 +16,7 @@ from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
+from guesthouse.model.networking import BUILTIN
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -59,7 +60,7 @@ def info(name: str, as_json: bool, argv: bool) -> None:
         _BLANK,
         *_size(guest, usage),
         _BLANK,
-        *_engine(guest),
+        *_engine(guest, _networks(house, guest)),
         *_host_life(guest),
         ("Created", _moment(guest.created_at)),
         ("Id", guest.id),
@@ -82,6 +83,16 @@ def _usage(house: House, guest: GuestView) -> GuestUsage | None:
         return house.usage(guest.id)
     except GuesthouseError:
         return None
+
+
+def _networks(house: House, guest: GuestView) -> dict[str, str]:
+    """Names of the networks that its cards are on, by id."""
+    if all(nic.network == BUILTIN for nic in guest.spec.nics):
+        return {}
+    try:
+        return {one.id: one.name for one in house.networks()}
+    except GuesthouseError:
+        return {}
 
 
 def _state(guest: GuestView) -> Rows:
@@ -123,7 +134,7 @@ def _reach(guest: GuestView) -> Rows:
     """How to get into it, and what leads into it."""
     rows = [_next(guest)]
     published = [port for nic in guest.spec.nics for port in nic.ports]
-    builtin = any(nic.network == "builtin" for nic in guest.spec.nics)
+    builtin = any(nic.network == BUILTIN for nic in guest.spec.nics)
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
         inside = " (in a network of its own; 'guest publish' leads into it)" if builtin else ""
@@ -184,7 +195,7 @@ def _short(size: int) -> str:
     return format_size(size if size < 1 << 20 else size >> 20 << 20)
 
 
-def _engine(guest: GuestView) -> Rows:
+def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
     spec, launch = guest.spec, guest.launch
     rows: Rows = []
     if launch is not None and guest.status.pid is not None:
@@ -199,7 +210,7 @@ def _engine(guest: GuestView) -> Rows:
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))
-    rows += [("Network", f"{nic.network}, {nic.mac}") for nic in spec.nics]
+    rows += [("Network", f"{names.get(n.network, n.network)}, {n.mac}") for n in spec.nics]
     return rows
 
 

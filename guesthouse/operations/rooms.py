@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Driver
@@ -12,6 +13,7 @@ from guesthouse.images.catalogue import Catalogue
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
+from guesthouse.network.house.hostside import routes
 from guesthouse.operations.live import LiveGuests
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.storage.uploads import Uploads
@@ -24,11 +26,19 @@ async def nowhere(guest: str) -> None:
     """Leave networks where there are none but the builtin one."""
 
 
+async def nothing() -> None:
+    """Bring changed networks about where there are none."""
+
+
 @dataclass(kw_only=True)
 class Rooms:
     """:ivar facts: the newest probe of this host (a call, since it may be probed again).
 
     :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
+    :ivar refresh_networks: bring about what the changed documents of networks say.
+    :ivar host_routes: CIDRs that subnets of networks must not be in.
+    :ivar networks_change: held while networks come and go, or guests come to be on them: so that
+        no two have one subnet, and none goes that a guest is on.
     """
 
     documents: Documents
@@ -41,6 +51,9 @@ class Rooms:
     settings: Settings
     facts: Callable[[], HostFacts]
     leave_networks: Callable[[str], Awaitable[None]] = nowhere
+    refresh_networks: Callable[[], Awaitable[None]] = nothing
+    host_routes: Callable[[], Awaitable[Sequence[str]]] = routes
+    networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
 

@@ -124,9 +124,13 @@ class HouseNetwork:
         await self._namespace.dissolve()
 
     async def refresh(self) -> None:
-        """Documents have changed: networks, groups, sets. Raises as `attach`."""
+        """Documents have changed: networks, groups, sets. Raises as `attach`.
+
+        While nobody has had a card there is nothing to bring about.
+        """
         async with self._one_at_a_time:
-            await self._settle()
+            if self._is_open:
+                await self._settle()
 
     async def update(self, seat: Seat) -> None:
         """The rules of an attached card have changed. :raise NotFound: it is not attached."""

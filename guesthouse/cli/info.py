@@ -52,15 +52,15 @@ def info(name: str, as_json: bool, argv: bool) -> None:
     if argv:
         show(shlex.join(_argv(guest)) + "\n")
         return
-    usage = _usage(house, guest)
+    usage, networks = _usage(house, guest), _networks(house, guest)
     rows = [
         *_state(guest),
         _BLANK,
-        *_reach(guest),
+        *_reach(guest, networks),
         _BLANK,
         *_size(guest, usage),
         _BLANK,
-        *_engine(guest, _networks(house, guest)),
+        *_engine(guest, networks),
         *_host_life(guest),
         ("Created", _moment(guest.created_at)),
         ("Id", guest.id),
@@ -90,9 +90,11 @@ def _networks(house: House, guest: GuestView) -> dict[str, str]:
     if all(nic.network == BUILTIN for nic in guest.spec.nics):
         return {}
     try:
-        return {one.id: one.name for one in house.networks()}
+        names = {one.id: one.name for one in house.networks()}
     except GuesthouseError:
         return {}
+    mine = dict.fromkeys(nic.network for nic in guest.spec.nics)
+    return {id: names[id] for id in mine if id in names}
 
 
 def _state(guest: GuestView) -> Rows:
@@ -130,14 +132,15 @@ def _readiness(guest: GuestView) -> Rows:
     return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
 
 
-def _reach(guest: GuestView) -> Rows:
+def _reach(guest: GuestView, names: dict[str, str]) -> Rows:
     """How to get into it, and what leads into it."""
     rows = [_next(guest)]
     published = [port for nic in guest.spec.nics for port in nic.ports]
     builtin = any(nic.network == BUILTIN for nic in guest.spec.nics)
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
-        inside = " (in a network of its own; 'guest publish' leads into it)" if builtin else ""
+        where = "in a network of its own" if builtin else f"on network {', '.join(names.values())}"
+        inside = f" ({where}; 'guest publish' leads into it)" if builtin or names else ""
         addresses = " ".join(guest.addresses)
         rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
     for at, port in enumerate(published):

@@ -31,7 +31,13 @@ from guesthouse.model.states import GuestState
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
 from guesthouse.operations.disks import Disks, add_nvram, add_root, add_seed, root_volume
-from guesthouse.operations.joining import cards, chosen, mac_names, require_networks
+from guesthouse.operations.joining import (
+    cards,
+    chosen,
+    mac_names,
+    port_network,
+    require_networks,
+)
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams, wait_ready
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
@@ -146,7 +152,8 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     ctx.undo(undo)
     if existing is not None:
         return existing.doc
-    ports = tuple([await free_port(rooms, port) for port in params.publish])
+    leads_to = port_network(rooms, params.networks)
+    ports = tuple([await free_port(rooms, port, leads_to) for port in params.publish])
     params = msgspec.structs.replace(params, publish=ports)
     ctx.progress(0.5, "creating its disk")
     await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)

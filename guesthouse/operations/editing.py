@@ -187,7 +187,7 @@ class PublishPort(GuestOperation[PublishParams]):
             )
         port = params.port
         if not ctx.has_step("publish"):
-            port = await free_port(self.rooms, port)
+            port = await free_port(self.rooms, port, guest.spec.nics[nic].network)
         ids = await ctx.step("publish", host_port=str(port.host_port))
         port = msgspec.structs.replace(port, host_port=int(ids["host_port"]))
         if ctx.resumed and port in guest.spec.nics[nic].ports:

@@ -103,6 +103,12 @@ def cards(
     )
 
 
+def port_network(rooms: Rooms, networks: Sequence[str]) -> str:
+    """Which of these published ports lead to."""
+    at = port_card([Nic(mac="", network=one) for one in networks], rooms)
+    return networks[at] if at is not None else BUILTIN
+
+
 def mac_names(networks: Sequence[str]) -> list[str]:
     """How a launch's journal calls the addresses of its cards."""
     return ["mac" if not index else f"mac{index}" for index, _network in enumerate(networks)]

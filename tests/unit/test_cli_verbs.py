@@ -64,6 +64,7 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "user_data": "",
         "network_config": "",
         "shares": [],
+        "networks": [],
     }
 
 

@@ -12,12 +12,14 @@ import pytest
 from guesthouse.daemon import open_rooms
 from guesthouse.drivers.qemu.publishing import network_of
 from guesthouse.errors import InvalidInput
+from guesthouse.host.capabilities import NETWORKS, lacking
 from guesthouse.host.folders import prepare, resolve
 from guesthouse.host.keeper_client import KeeperClient
 from guesthouse.host.process import boot_id, start_ticks
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.operations.deletion import remove_guest
+from guesthouse.operations.networking import default_network
 from guesthouse.operations.rooms import Rooms
 
 from ..contract.driver_house import make_guest, nic
@@ -98,3 +100,35 @@ async def test_what_is_left_of_guests_that_ended_goes(folders: Folders) -> None:
         assert LAN.bridge not in links and "t3-0" not in links
         assert len(rooms.view.leases) == 1, "its address is kept"
     assert not (folders.runtime / NAMESPACE).exists()
+
+
+async def test_the_default_network_is_made_here_and_changes_while_guests_are_on_it(
+    folders: Folders,
+) -> None:
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        networks = rooms.facts().capability(NETWORKS)
+        assert networks is not None
+        if lacking(rooms.facts().capabilities) is not None:
+            assert not networks.available and networks.cure
+            pytest.skip(networks.reason)
+        assert networks.available
+        made = await default_network(rooms)
+        assert await default_network(rooms) == made, "there is one"
+        await rooms.refresh_networks()
+        assert not (folders.runtime / NAMESPACE).exists(), "nobody is on it"
+        guest = make_guest(name="web", number=3, nics=(nic(network=made.id),))
+        await write(rooms, guest)
+        await attach(rooms, guest)
+        (lease,) = rooms.view.leases.values()
+        assert lease.address4 and lease.address6
+        backend = network_of(rooms.driver._networks, made.id)
+        changed = await rooms.documents.networks.update(
+            made.id, lambda one: msgspec.structs.replace(one, mtu=1400)
+        )
+        await rooms.view.wait_for(changed.revision)
+        await rooms.refresh_networks()
+        link = (await backend._namespace.run(["ip", "-o", "link", "show", made.bridge])).text
+        assert "mtu 1400" in link
+        await rooms.pool.write_copy("leases", lease)
+        await remove_guest(rooms, guest.id, ())
+        assert f"leases/{lease.id}" not in rooms.pool.copies.keys

@@ -46,7 +46,12 @@ from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
 from guesthouse.operations.house import House
-from guesthouse.operations.networks import StoreRecords, leave_networks, open_network
+from guesthouse.operations.networks import (
+    StoreRecords,
+    leave_networks,
+    open_network,
+    recover_networks,
+)
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
@@ -139,6 +144,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             facts=probed,
             leave_networks=partial(leave_networks, network, records),
             refresh_networks=network.refresh,
+            recover_networks=partial(recover_networks, network, records, view),
         )
         yield rooms, keeper, probed
 

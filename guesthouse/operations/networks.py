@@ -163,6 +163,17 @@ async def open_network(network: HouseNetwork, records: StoreRecords, view: View)
         log.warning("the house's network: %s", error)
 
 
+async def recover_networks(network: HouseNetwork, records: StoreRecords, view: View) -> None:
+    """Documents came back: guests that run have their cards again, and their network its rules."""
+    if not network.is_open:
+        await open_network(network, records, view)
+        return
+    try:
+        await network.refresh()
+    except GuesthouseError as error:
+        log.warning("the house's network: %s", error)
+
+
 async def leave_networks(network: HouseNetwork, records: StoreRecords, guest: str) -> None:
     """Nothing of the guest's cards is kept, nor are its addresses."""
     try:

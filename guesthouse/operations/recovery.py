@@ -86,8 +86,8 @@ class Recover(Operation[RecoverParams]):
             if back.name != guest.name:
                 renamed[guest.name] = back.name
         await leases_back(self.rooms, ctx, found)
-        if found.networks:
-            await self.rooms.refresh_networks()
+        if found.networks or found.running:
+            await self.rooms.recover_networks()
         return Recovered(
             guests=len(found.guests),
             images=len(found.images),

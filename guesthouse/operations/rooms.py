@@ -36,6 +36,7 @@ class Rooms:
 
     :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
     :ivar refresh_networks: bring about what the changed documents of networks say.
+    :ivar recover_networks: the same after a recovery: guests that run have their cards again.
     :ivar host_routes: CIDRs that subnets of networks must not be in.
     :ivar networks_change: held while networks come and go, or guests come to be on them: so that
         no two have one subnet, and none goes that a guest is on.
@@ -52,6 +53,7 @@ class Rooms:
     facts: Callable[[], HostFacts]
     leave_networks: Callable[[str], Awaitable[None]] = nowhere
     refresh_networks: Callable[[], Awaitable[None]] = nothing
+    recover_networks: Callable[[], Awaitable[None]] = nothing
     host_routes: Callable[[], Awaitable[Sequence[str]]] = routes
     networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)

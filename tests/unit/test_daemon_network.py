@@ -132,3 +132,28 @@ async def test_the_default_network_is_made_here_and_changes_while_guests_are_on_
         await rooms.pool.write_copy("leases", lease)
         await remove_guest(rooms, guest.id, ())
         assert f"leases/{lease.id}" not in rooms.pool.copies.keys
+
+
+async def test_a_lost_database_costs_no_guest_its_network(folders: Folders) -> None:
+    record = folders.runtime / NAMESPACE
+    guest = lives(make_guest(name="web", number=3, nics=(nic(network=LAN.id),)))
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        await write(rooms, guest)
+        await attach(rooms, guest)
+        leases = dict(rooms.view.leases)
+    before = record.read_text()
+    for path in folders.state.glob("guesthouse.db*"):
+        path.unlink()
+    async with open_rooms(folders):
+        pass
+    assert record.read_text() == before, "a daemon that knows of nothing leaves it alone"
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        puts = [rooms.documents.leases.put_op(lease) for lease in leases.values()]
+        await rooms.documents.store.commit(puts)
+        await write(rooms, guest)
+        await rooms.recover_networks()
+        backend = network_of(rooms.driver._networks, LAN.id)
+        assert [seat.name for seat in backend._seats.values()] == ["web"]
+        assert record.read_text() == before
+        await remove_guest(rooms, guest.id, ())
+    assert not record.exists()

@@ -104,8 +104,10 @@ class HouseNetwork:
             self._is_open = True
 
     async def close(self) -> None:
-        """Let go; networks, services and connections stay. Without any card nothing stays."""
-        if not self._seats:
+        """Let go; networks, services and connections stay. Without any card nothing stays, unless
+        it was never opened: then nobody here knows whose it is (the database may be lost).
+        """
+        if not self._seats and self._is_open:
             await self.dissolve()
             return
         await self._let_go()
@@ -155,6 +157,10 @@ class HouseNetwork:
     async def counters(self) -> dict[str, Count]:
         """How often each rule decided, by its key."""
         return await self._rules.counters()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
 
     @property
     def kernel_capabilities(self) -> tuple[Capability, ...]:

@@ -49,7 +49,13 @@ from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
 from guesthouse.operations.guest_ids import forget_ids, give_back_ids
 from guesthouse.operations.house import House
-from guesthouse.operations.networks import StoreRecords, leave_networks, members, open_network
+from guesthouse.operations.networks import (
+    StoreRecords,
+    leave_networks,
+    members,
+    open_network,
+    recover_networks,
+)
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
@@ -125,7 +131,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         )
         probed = HostProbe(folders.state, facts)
         documents = Documents(store)
-        records = StoreRecords(documents, view)
+        records = StoreRecords(documents, view, pool.remove_copy)
         namespace, am_root = HouseNamespace(folders.runtime), os.geteuid() == 0
         network = HouseNetwork(namespace, records, folders.runtime)
         stack.push_async_callback(network.close)
@@ -153,6 +159,8 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             facts=probed,
             leave_networks=partial(leave_networks, network, records),
             give_back_ids=partial(give_back_ids, identities),
+            refresh_networks=network.refresh,
+            recover_networks=partial(recover_networks, network, records, view),
         )
         yield rooms, keeper, probed
 

@@ -29,6 +29,7 @@ from guesthouse.api.routes.guests import GUEST_ROUTES
 from guesthouse.api.routes.host import HOST_ROUTES
 from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
+from guesthouse.api.routes.networks import NETWORK_ROUTES
 from guesthouse.api.routes.shares import SHARE_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
@@ -61,6 +62,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *EVENT_ROUTES,
             *HOST_ROUTES,
             *SHARE_ROUTES,
+            *NETWORK_ROUTES,
             *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,

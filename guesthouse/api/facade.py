@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from guesthouse.model.image import Image
     from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
     from guesthouse.model.job import Job
+    from guesthouse.model.network import Network
+    from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
     from guesthouse.model.reports import (
         BuildImageRequest,
         DeleteRequest,
@@ -120,6 +122,14 @@ class House(Protocol):
     async def unshare(self, ref: str, request: UnshareRequest, requester: str) -> Job: ...
 
     async def shares(self, ref: str) -> list[ShareView]: ...
+
+    def network_view(self, network: Network) -> NetworkView: ...
+
+    async def create_network(self, request: NetworkRequest, requester: str) -> Job: ...
+
+    async def change_network(self, ref: str, change: NetworkChange, requester: str) -> Job: ...
+
+    async def remove_network(self, ref: str, requester: str) -> Job: ...
 
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job: ...
 

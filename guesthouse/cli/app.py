@@ -62,6 +62,11 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "screenshot": Place("screenshot", "screenshot", "Save a picture of a guest's screen."),
     },
     "Network": {
+        "network": Place(
+            "networks",
+            "network",
+            "Networks: which guests reach each other, and how they reach the world.",
+        ),
         "publish": Place("ports", "publish", "Lead a port of this host into a guest."),
         "unpublish": Place("ports", "unpublish", "Close a published port."),
     },
@@ -89,6 +94,7 @@ ELSEWHERE = {
     "copy": "cp", "push": "cp", "pull": "cp", "transfer": "cp", "log": "logs", "port": "publish",
     "expose": "publish", "images": "image ls", "build": "image build",
     "import": "image import", "jobs": "job ls",
+    "networks": "network ls", "net": "network ls",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

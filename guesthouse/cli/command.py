@@ -113,6 +113,19 @@ def complete_images(
     ]
 
 
+def complete_networks(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of networks that are not on the line yet, with their kind."""
+    taken = ctx.params.get(param.name or "") or ()
+    taken = (taken,) if isinstance(taken, str) else taken
+    return [
+        CompletionItem(network["name"], help=network["kind"])
+        for network in _live("/v1/networks")
+        if network["name"].startswith(incomplete) and network["name"] not in taken
+    ]
+
+
 def complete_jobs(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

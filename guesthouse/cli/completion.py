@@ -22,8 +22,8 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
-    It completes commands, options, and the names of guests, images and jobs that there are. It
-    never starts a daemon for that.
+    It completes commands, options, and the names of guests, images, networks and jobs that there
+    are. It never starts a daemon for that.
     """
     from click.shell_completion import get_completion_class
 

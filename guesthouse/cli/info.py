@@ -16,6 +16,7 @@ from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
+from guesthouse.model.networking import BUILTIN
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -51,15 +52,15 @@ def info(name: str, as_json: bool, argv: bool) -> None:
     if argv:
         show(shlex.join(_argv(guest)) + "\n")
         return
-    usage = _usage(house, guest)
+    usage, networks = _usage(house, guest), _networks(house, guest)
     rows = [
         *_state(guest),
         _BLANK,
-        *_reach(guest),
+        *_reach(guest, networks),
         _BLANK,
         *_size(guest, usage),
         _BLANK,
-        *_engine(guest),
+        *_engine(guest, networks),
         *_host_life(guest),
         ("Created", _moment(guest.created_at)),
         ("Id", guest.id),
@@ -82,6 +83,18 @@ def _usage(house: House, guest: GuestView) -> GuestUsage | None:
         return house.usage(guest.id)
     except GuesthouseError:
         return None
+
+
+def _networks(house: House, guest: GuestView) -> dict[str, str]:
+    """Names of the networks that its cards are on, by id."""
+    if all(nic.network == BUILTIN for nic in guest.spec.nics):
+        return {}
+    try:
+        names = {one.id: one.name for one in house.networks()}
+    except GuesthouseError:
+        return {}
+    mine = dict.fromkeys(nic.network for nic in guest.spec.nics)
+    return {id: names[id] for id in mine if id in names}
 
 
 def _state(guest: GuestView) -> Rows:
@@ -119,14 +132,15 @@ def _readiness(guest: GuestView) -> Rows:
     return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
 
 
-def _reach(guest: GuestView) -> Rows:
+def _reach(guest: GuestView, names: dict[str, str]) -> Rows:
     """How to get into it, and what leads into it."""
     rows = [_next(guest)]
     published = [port for nic in guest.spec.nics for port in nic.ports]
-    builtin = any(nic.network == "builtin" for nic in guest.spec.nics)
+    builtin = any(nic.network == BUILTIN for nic in guest.spec.nics)
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
-        inside = " (in a network of its own; 'guest publish' leads into it)" if builtin else ""
+        where = "in a network of its own" if builtin else f"on network {', '.join(names.values())}"
+        inside = f" ({where}; 'guest publish' leads into it)" if builtin or names else ""
         addresses = " ".join(guest.addresses)
         rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
     for at, port in enumerate(published):
@@ -184,7 +198,7 @@ def _short(size: int) -> str:
     return format_size(size if size < 1 << 20 else size >> 20 << 20)
 
 
-def _engine(guest: GuestView) -> Rows:
+def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
     spec, launch = guest.spec, guest.launch
     rows: Rows = []
     if launch is not None and guest.status.pid is not None:
@@ -199,7 +213,7 @@ def _engine(guest: GuestView) -> Rows:
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))
-    rows += [("Network", f"{nic.network}, {nic.mac}") for nic in spec.nics]
+    rows += [("Network", f"{names.get(n.network, n.network)}, {n.mac}") for n in spec.nics]
     return rows
 
 

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from guesthouse.cli import output
-from guesthouse.cli.command import SIZE, command, complete_images, json_option, positive
+from guesthouse.cli.command import (
+    SIZE,
+    command,
+    complete_images,
+    complete_networks,
+    json_option,
+    positive,
+)
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.cli.sharing import share_request
@@ -32,6 +39,7 @@ _LONGEST = 256 << 10
         ("guest launch debian/12 web --cpus 2 --memory 2G --disk 20G", ""),
         ("guest launch debian/12 web -p 8080:80 -p 0.0.0.0:5353:53/udp", "With published ports"),
         ("guest launch debian/12 web --share ./site:/srv/site", "With a folder of this host"),
+        ("guest launch debian/12 db --network lan", "On another network than default"),
         ("guest launch micro tiny --memory 128M --no-wait", "Do not wait until it answers"),
         ("guest launch debian/12 box --no-start", "Only create it"),
         ("guest launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22", "ssh -p 2222 …"),
@@ -56,6 +64,13 @@ _LONGEST = 256 << 10
     multiple=True,
     metavar="HOST:GUEST[:ro]",
     help="Share a folder of this host with it; may be repeated.",
+)
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    shell_complete=complete_networks,
+    help="Network of its card, or 'builtin' for one of its own; repeated: more cards.",
 )
 @click.option(
     "--firmware",
@@ -120,6 +135,7 @@ def launch(
         memory=None if rest["memory"] is None else check_memory(rest["memory"]),
         disk=rest["disk"],
         publish=tuple(parse_publish(text) for text in publish),
+        networks=rest["networks"],
         shares=tuple(share_request(text) for text in rest["shares"]),
         firmware=Firmware(rest["firmware"]),
         accelerator=Accelerator(rest["accelerator"]),

@@ -17,7 +17,17 @@ from guesthouse.errors import CorruptStore
 from guesthouse.model.folders import resolve
 from guesthouse.model.reports import Finding, FindingKind, RecoverySurvey
 
-_PLURALS = {FindingKind.GUEST: "guests", FindingKind.IMAGE: "images", FindingKind.VOLUME: "disks"}
+_PLURALS = {
+    FindingKind.GUEST: "guests",
+    FindingKind.IMAGE: "images",
+    FindingKind.VOLUME: "disks",
+    FindingKind.NETWORK: "networks",
+    FindingKind.LEASE: "leases",
+    FindingKind.GROUP: "security groups",
+    FindingKind.SET: "address sets",
+}
+_SELDOM = (FindingKind.VOLUME, FindingKind.LEASE)
+"""Of these only those that have a problem are shown."""
 
 
 @command(
@@ -86,7 +96,7 @@ def _show(survey: RecoverySurvey) -> None:
     if not survey.findings:
         output.note("nothing to recover: the database knows all that lies beside the disks")
         return
-    shown = [one for one in survey.findings if one.kind is not FindingKind.VOLUME or one.problem]
+    shown = [one for one in survey.findings if one.kind not in _SELDOM or one.problem]
     rows = [[one.kind.value, one.name or one.id, _outcome(one), plain(one.problem)]
             for one in shown]  # fmt: skip
     headers = ["WHAT", "NAME", "COMES BACK", "NOTE"]

@@ -20,6 +20,7 @@ from guesthouse.model.document import Noun, convert_strict, decode_strict, encod
 from guesthouse.model.host import HostFacts
 from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
+from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
 from guesthouse.model.reports import (
     BuildImageRequest,
     EmptyRequest,
@@ -231,6 +232,23 @@ class House:
     def remove_image(self, ref: str) -> Job:
         return self._write("DELETE", image_path(ref), None)
 
+    # --- Networks ---
+
+    def networks(self) -> list[NetworkView]:
+        return self._get("/v1/networks", list[NetworkView])
+
+    def network(self, ref: str) -> NetworkView:
+        return self._get(network_path(ref), NetworkView)
+
+    def create_network(self, request: NetworkRequest) -> Job:
+        return self._write("POST", "/v1/networks", request)
+
+    def change_network(self, ref: str, change: NetworkChange) -> Job:
+        return self._write("PATCH", network_path(ref), change)
+
+    def remove_network(self, ref: str) -> Job:
+        return self._write("DELETE", network_path(ref), None)
+
     # --- Files that are sent ---
 
     def create_upload(self, size: int) -> Upload:
@@ -291,6 +309,11 @@ def guest_path(ref: str, below: str = "") -> str:
 def trash_path(ref: str, below: str = "") -> str:
     """As `guest_path`, of a guest in the trash."""
     return _path("trash", _checked(ref, "guest"), below)
+
+
+def network_path(ref: str) -> str:
+    """As `guest_path`, of a network."""
+    return _path("networks", _checked(ref, "network"), "")
 
 
 def job_path(ref: str, below: str = "") -> str:

@@ -6,7 +6,7 @@ import os
 import pwd
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from guesthouse.errors import GuesthouseError
@@ -18,6 +18,9 @@ from guesthouse.host.spawn import run
 from guesthouse.host.userns import subordinate_range
 from guesthouse.model.host import Capability, QemuBinary
 
+NETWORKS = "networks"
+_FOR_NETWORKS = ("house-namespace", "tun", "network-tools", "nft", "dnsmasq")
+_FOR_UPLINK = "slirp4netns"
 _TRIAL_SECONDS = 10.0
 _TUN = Path("/dev/net/tun")
 # Administrator's tools live there; an ordinary user's PATH lacks them.
@@ -225,6 +228,37 @@ def of_linger(
             cure="loginctl enable-linger" if uid else f"loginctl enable-linger {name}",
         )
     return Capability(name="linger", available=True, reason=reason)
+
+
+def lacking(found: Iterable[Capability], *, uplink: bool = True) -> Capability | None:
+    """What is in the way of networks of the house; None where nothing is.
+
+    :param found: of this host. :param uplink: the network leads out.
+    """
+    known = {one.name: one for one in found}
+    for name in (*_FOR_NETWORKS, *((_FOR_UPLINK,) if uplink else ())):
+        one = known.get(name)
+        if one is None:
+            reason = f"Nobody has looked whether this host has {name}."
+            return Capability(name=name, available=False, reason=reason, cure="guest doctor")
+        if not one.available:
+            return one
+    return None
+
+
+def of_networks(found: Iterable[Capability]) -> Capability:
+    """Can guests be on networks of the house? Those that name none are then on one together."""
+    lack = lacking(found)
+    if lack is None:
+        return Capability(
+            name=NETWORKS, available=True, reason="Guests are on networks, and reach each other."
+        )
+    return Capability(
+        name=NETWORKS,
+        available=False,
+        reason=f"Each guest is in a network of its own, and none reaches another: {lack.reason}",
+        cure=lack.cure,
+    )
 
 
 def of_cgroups(proc: Path = Path("/proc/self")) -> Capability:

@@ -21,6 +21,7 @@ from guesthouse.host import capabilities, cgroups, probe_kvm, probe_qemu
 from guesthouse.host.kvm_device import KVM
 from guesthouse.host.kvm_device import examine as examine_device
 from guesthouse.host.launcher import Confinement, guest_identity
+from guesthouse.host.namespace import probing
 from guesthouse.host.probe_kvm import KvmVerdict
 from guesthouse.host.process import boot_id
 from guesthouse.model.document import Noun
@@ -58,19 +59,21 @@ async def probe(
     am_root = os.geteuid() == 0
     release = capabilities.os_release(_text(_OS_RELEASE))
     qemu, verdict, problem = await _engine(cache, refresh=refresh, env=env, kvm=kvm)
+    userns, namespace = await asyncio.gather(capabilities.of_userns(), probing.capabilities())
     found = [
         capabilities.of_qemu(qemu, problem, release, env.get(probe_qemu.OVERRIDE, "")),
         capabilities.of_kvm(verdict),
         capabilities.of_program("qemu-img", "qemu-img", "qemu-utils", release),
         capabilities.of_ovmf(release),
         capabilities.of_program("mmdebstrap", "mmdebstrap", "mmdebstrap", release),
-        await capabilities.of_userns(),
+        userns,
         capabilities.of_subids(),
-        capabilities.of_tun(),
+        *namespace,
         *(capabilities.of_program(name, name, package, release) for name, package in _NETWORK),
         capabilities.of_cgroups(),
         capabilities.of_linger(env.get("XDG_RUNTIME_DIR", ""), os.geteuid(), user_name()),
     ]
+    found.append(capabilities.of_networks(found))
     accelerator, reason = choose(verdict)
     return HostFacts(
         boot_id=boot_id(),

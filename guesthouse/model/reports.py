@@ -26,6 +26,7 @@ from guesthouse.model.guest import (
     ShutdownAction,
 )
 from guesthouse.model.image import Image
+from guesthouse.model.networking import MAX_CARDS, NetworkName
 from guesthouse.model.share import MAX_SHARES
 from guesthouse.model.sharing import ShareRequest
 
@@ -76,6 +77,8 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     :ivar user_data: for cloud-init, in an image that has it. It is kept as a secret.
     :ivar network_config: cloud-init's, version 1 or 2; empty asks for an address.
     :ivar shares: folders of this host that it has from the start.
+    :ivar networks: one for each network card, by name or id; `builtin` is a network of the guest's
+        own. None named: the network `default`, or `builtin` where this host has no networks.
     """
 
     image: Line
@@ -98,6 +101,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     user_data: UserData = ""
     network_config: UserData = ""
     shares: Annotated[tuple[ShareRequest, ...], Meta(max_length=MAX_SHARES)] = ()
+    networks: Annotated[tuple[NetworkName, ...], Meta(max_length=MAX_CARDS)] = ()
 
 
 class StartRequest(Noun, kw_only=True, frozen=True):
@@ -359,6 +363,10 @@ class FindingKind(StrEnum):
     GUEST = "guest"
     IMAGE = "image"
     VOLUME = "volume"
+    NETWORK = "network"
+    LEASE = "lease"
+    GROUP = "security-group"
+    SET = "address-set"
     LAYER = "layer"
 
 
@@ -380,7 +388,8 @@ class Finding(Noun, kw_only=True, frozen=True):
 
 
 class RecoverySurvey(Noun, kw_only=True, frozen=True):
-    """What a recovery finds: guests, images, volumes and layers, in this order."""
+    """What a recovery finds: guests, images, volumes, networks and what belongs to them, and
+    layers, in this order."""
 
     findings: tuple[Finding, ...] = ()
 
@@ -416,6 +425,10 @@ class EventKind(StrEnum):
     IMAGE = "image"
     VOLUME = "volume"
     JOB = "job"
+    NETWORK = "network"
+    LEASE = "lease"
+    GROUP = "security-group"
+    SET = "address-set"
     QUARANTINE = "quarantine"
     RESYNC = "resync"
 
@@ -424,8 +437,8 @@ class HouseEvent(Noun, kw_only=True, frozen=True):
     """Data of a server-sent event of the house.
 
     :ivar id: of the object; empty for a resync.
-    :ivar document: as it is now, a guest, image, volume or job after the event's kind; null when
-        it was deleted.
+    :ivar document: as it is now, of the event's kind: a guest, image, volume, job, network,
+        lease, security group or address set; null when it was deleted.
     """
 
     id: str

@@ -20,6 +20,7 @@ from guesthouse.operations.lifecycle import (
     Start,
     Stop,
 )
+from guesthouse.operations.networking import ChangeNetwork, CreateNetwork, RemoveNetwork
 from guesthouse.operations.recovery import Recover
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.sharing import AddShare, RemoveShare
@@ -51,6 +52,9 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         RemoveShare,
     ):
         registry.register(kind(rooms))
+    registry.register(CreateNetwork(rooms))
+    registry.register(ChangeNetwork(rooms))
+    registry.register(RemoveNetwork(rooms))
     registry.register(StartGuests(rooms))
     registry.register(StopGuests(rooms))
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))

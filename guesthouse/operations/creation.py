@@ -14,7 +14,7 @@ from guesthouse.guestos import nocloud
 from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
 from guesthouse.jobs.context import JobContext
-from guesthouse.model.device import Disk, Nic, Publish, new_mac
+from guesthouse.model.device import Disk, Publish, new_mac
 from guesthouse.model.guest import (
     BootPath,
     Firmware,
@@ -31,6 +31,13 @@ from guesthouse.model.states import GuestState
 from guesthouse.model.volume import Volume
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
 from guesthouse.operations.disks import Disks, add_nvram, add_root, add_seed, root_volume
+from guesthouse.operations.joining import (
+    cards,
+    chosen,
+    mac_names,
+    port_network,
+    require_networks,
+)
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams, wait_ready
 from guesthouse.operations.ports import free_port
 from guesthouse.operations.rooms import Rooms
@@ -69,6 +76,7 @@ class LaunchParams(GuestParams, kw_only=True, frozen=True):
     on_panic: OnPanic = OnPanic.STOP
     ssh_keys: tuple[str, ...] = ()
     shares: tuple[Share, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 class Launch(GuestOperation[LaunchParams]):
@@ -125,15 +133,17 @@ class Launch(GuestOperation[LaunchParams]):
 
 async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, image: Image) -> Guest:
     """Disk, key and document of a new guest; each step is safe to run again."""
+    existing = await rooms.documents.guests.get(params.guest)
+    if existing is None:
+        params = msgspec.structs.replace(params, networks=await chosen(rooms, ctx, params.networks))
     ids = await ctx.step(
         "create",
         volume=new_id,
         nvram=new_id,
         seed=new_id,
         uuid=lambda: str(uuid.uuid4()),
-        mac=new_mac,
+        **dict.fromkeys(mac_names(params.networks), new_mac),
     )
-    existing = await rooms.documents.guests.get(params.guest)
     root = root_volume(image, ids["volume"], params.disk, params.name)
 
     async def undo() -> None:
@@ -142,7 +152,8 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     ctx.undo(undo)
     if existing is not None:
         return existing.doc
-    ports = tuple([await free_port(rooms, port) for port in params.publish])
+    leads_to = port_network(rooms, params.networks)
+    ports = tuple([await free_port(rooms, port, leads_to) for port in params.publish])
     params = msgspec.structs.replace(params, publish=ports)
     ctx.progress(0.5, "creating its disk")
     await asyncio.to_thread(ensure_key, rooms.secrets, params.guest)
@@ -173,7 +184,8 @@ async def forget_orphaned(rooms: Rooms) -> None:
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
     """Make the guest durable, all or nothing, under a number that no other guest has.
 
-    :raise NameTaken: :raise RevisionConflict: the image changed or went meanwhile.
+    :raise NotFound: a network of its is gone. :raise NameTaken:
+    :raise RevisionConflict: the image changed or went meanwhile.
     """
     documents = rooms.documents
     image_revision = (await documents.images.require(image.id)).revision
@@ -188,7 +200,9 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Vo
         ]
         ops += [documents.volumes.put_op(volume, expect=ABSENT) for volume in volumes]
         try:
-            await rooms.view.wait_for(await documents.store.commit(ops))
+            async with rooms.networks_change:
+                await require_networks(rooms, guest.spec.nics)
+                await rooms.view.wait_for(await documents.store.commit(ops))
             return guest
         except RevisionConflict as conflict:
             if conflict.detail.get("key") == number_key(number):
@@ -222,7 +236,7 @@ def _document(
         cpus=params.cpus,
         memory=params.memory or (ROOMY if image.volume else SMALL),
         disks=tuple(disks),
-        nics=(Nic(mac=ids["mac"], ports=params.publish),),
+        nics=cards(rooms, params.networks, ids, params.publish),
         firmware=params.firmware,
         boot=_boot(image, params.firmware),
         machine=facts.qemu.machine if facts.qemu else "",

@@ -25,6 +25,7 @@ from guesthouse.model.names import check_name
 from guesthouse.model.states import LIVE
 from guesthouse.model.units import format_size
 from guesthouse.operations.creation import name_taken
+from guesthouse.operations.joining import port_card
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams
 from guesthouse.operations.nvram import create_nvram, has_nvram, nvram_disk
 from guesthouse.operations.ports import free_port
@@ -167,7 +168,7 @@ class PublishParams(GuestParams, kw_only=True, frozen=True):
 
 
 class PublishPort(GuestOperation[PublishParams]):
-    """Publish a port of the first network card; live when the guest runs."""
+    """Publish a port of the first network card that may have any; live when the guest runs."""
 
     kind = "guest.publish"
     Params = PublishParams
@@ -176,20 +177,28 @@ class PublishPort(GuestOperation[PublishParams]):
         guest = await self.rooms.guest(params.guest)
         if not guest.spec.nics:
             raise InvalidInput(f"Guest {guest.name!r} has no network card.", field="nics")
+        nic = port_card(guest.spec.nics, self.rooms)
+        if nic is None:
+            raise InvalidInput(
+                f"Guest {guest.name!r} is on isolated networks only: nothing comes in from "
+                "outside.",
+                hint="Launch it with a card on another network as well: --network default",
+                field="publish",
+            )
         port = params.port
         if not ctx.has_step("publish"):
-            port = await free_port(self.rooms, port)
+            port = await free_port(self.rooms, port, guest.spec.nics[nic].network)
         ids = await ctx.step("publish", host_port=str(port.host_port))
         port = msgspec.structs.replace(port, host_port=int(ids["host_port"]))
-        if ctx.resumed and port in guest.spec.nics[0].ports:
+        if ctx.resumed and port in guest.spec.nics[nic].ports:
             return {"port": str(port)}
         live = self.rooms.live.get(guest.id)
         if live is not None:
-            ctx.undo(lambda: close_port(live.running, port))
+            ctx.undo(lambda: close_port(live.running, nic, port))
             if ctx.resumed:  # the attempt before may have opened it
-                await live.running.unpublish(0, port)
-            port = await live.running.publish(0, port)
-        await change_ports(self.rooms, guest.id, add=port)
+                await live.running.unpublish(nic, port)
+            port = await live.running.publish(nic, port)
+        await change_ports(self.rooms, guest.id, nic, add=port)
         return {"port": str(port)}
 
 
@@ -206,8 +215,8 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
     async def run(self, ctx: JobContext, params: UnpublishParams) -> None:
         guest = await self.rooms.guest(params.guest)
         found = [
-            port
-            for nic in guest.spec.nics
+            (index, port)
+            for index, nic in enumerate(guest.spec.nics)
             for port in nic.ports
             if (port.host_ip, port.host_port, port.protocol)
             == (params.host_ip, params.host_port, params.protocol)
@@ -219,19 +228,20 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
                 hint=f"See its ports: guest info {guest.name}",
             )
         # Which port of the guest it led to does not matter for closing it.
-        port = found[0] if found else _on_host(params)
+        first = port_card(guest.spec.nics, self.rooms) or 0
+        nic, port = found[0] if found else (first, _on_host(params))
         await ctx.step("unpublish")
         if found:
-            await change_ports(self.rooms, guest.id, remove=port)
+            await change_ports(self.rooms, guest.id, nic, remove=port)
         live = self.rooms.live.get(guest.id)
         if live is not None:
-            await live.running.unpublish(0, port)
+            await live.running.unpublish(nic, port)
 
 
-async def close_port(running: Running, port: Publish) -> None:
-    """Close it on the first card; the ports of a process that has ended are closed."""
+async def close_port(running: Running, nic: int, port: Publish) -> None:
+    """Close it on that card; the ports of a process that has ended are closed."""
     with suppress(NotFound):
-        await running.unpublish(0, port)
+        await running.unpublish(nic, port)
 
 
 def _on_host(params: UnpublishParams) -> Publish:
@@ -244,16 +254,20 @@ def _on_host(params: UnpublishParams) -> Publish:
 
 
 async def change_ports(
-    rooms: Rooms, guest_id: str, *, add: Publish | None = None, remove: Publish | None = None
+    rooms: Rooms,
+    guest_id: str,
+    nic: int,
+    *,
+    add: Publish | None = None,
+    remove: Publish | None = None,
 ) -> Guest:
-    """Change the ports of the first network card in the document."""
+    """Change the ports of a network card in the document. :param nic: 0 is the first."""
 
     def changed(guest: Guest) -> Guest:
-        first, *others = guest.spec.nics
-        ports = tuple(p for p in first.ports if p != remove) + ((add,) if add else ())
-        return msgspec.structs.replace(
-            guest, spec=_with_nics(guest.spec, (_with_ports(first, ports), *others))
-        )
+        nics = list(guest.spec.nics)
+        ports = tuple(p for p in nics[nic].ports if p != remove) + ((add,) if add else ())
+        nics[nic] = _with_ports(nics[nic], ports)
+        return msgspec.structs.replace(guest, spec=_with_nics(guest.spec, tuple(nics)))
 
     return (await rooms.documents.guests.update(guest_id, changed)).doc
 

@@ -30,6 +30,8 @@ from guesthouse.model.image import Image, Seed
 from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name, pleasant_name
+from guesthouse.model.network import Network
+from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
 from guesthouse.model.reports import (
     BuildImageRequest,
     DeleteRequest,
@@ -65,6 +67,7 @@ from guesthouse.operations.editing import (
     UnpublishParams,
 )
 from guesthouse.operations.hosting import HOST_LOCK, StartGuests, StopGuestsParams
+from guesthouse.operations.joining import networks_of
 from guesthouse.operations.lifecycle import (
     GuestParams,
     RestartParams,
@@ -73,6 +76,13 @@ from guesthouse.operations.lifecycle import (
 )
 from guesthouse.operations.logs import read_log
 from guesthouse.operations.memory import check_total
+from guesthouse.operations.networking import (
+    ChangeNetworkParams,
+    CreateNetworkParams,
+    RemoveNetworkParams,
+    check_change,
+    check_request,
+)
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.seeding import check_seeding, kept_for_launch
@@ -82,7 +92,7 @@ from guesthouse.operations.survey import RECOVER, survey, unknown_copies
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
 from guesthouse.operations.usage import usage_of, usage_of_running
 from guesthouse.storage.collect import CollectParams
-from guesthouse.store.documents import GUESTS, IMAGES
+from guesthouse.store.documents import GUESTS, IMAGES, NETWORKS
 from guesthouse.store.trash import trash_of
 from guesthouse.store.view import View
 
@@ -158,6 +168,9 @@ class House:
     def image_view(self, image: Image) -> ImageView:
         return ImageView.of(image, users=self.rooms.catalogue.users(image))
 
+    def network_view(self, network: Network) -> NetworkView:
+        return NetworkView.of(network, self.view.guests.values(), self.view.leases.values())
+
     def known_images(self) -> list[KnownImage]:
         built = {image.name for image in self.view.images.values()}
         return [
@@ -193,6 +206,7 @@ class House:
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
             "shares": shares_of(request.shares, requester),
+            "networks": networks_of(self.rooms, request.networks, request.publish),
         }
         # Secret, so it goes another way than into the job's document.
         secret = CloudInit(
@@ -294,6 +308,43 @@ class House:
 
     async def shares(self, ref: str) -> list[ShareView]:
         return await views(self.rooms, self.view.guest(ref))
+
+    async def create_network(self, request: NetworkRequest, requester: str) -> Job:
+        check_request(request)
+        if any(one.name == request.name for one in self.view.networks.values()):
+            raise NameTaken(
+                f"There is already a network {request.name!r}.",
+                hint=f"Choose another name, or see that one: guest network info {request.name}",
+                name=request.name,
+            )
+        params = CreateNetworkParams(network=new_id(), wanted=request)
+        return await self._submit_network("network.create", params, request.name, requester)
+
+    async def change_network(self, ref: str, change: NetworkChange, requester: str) -> Job:
+        network = self.view.network(ref)
+        check_change(network, change)
+        params = ChangeNetworkParams(network=network.id, change=change)
+        return await self._submit_network("network.set", params, network.name, requester)
+
+    async def remove_network(self, ref: str, requester: str) -> Job:
+        network = self.view.network(ref)
+        params = RemoveNetworkParams(network=network.id)
+        return await self._submit_network("network.remove", params, network.name, requester)
+
+    async def _submit_network(
+        self,
+        kind: str,
+        params: CreateNetworkParams | ChangeNetworkParams | RemoveNetworkParams,
+        name: str,
+        requester: str,
+    ) -> Job:
+        return await self.jobs.submit(
+            kind,
+            params,
+            target=NETWORKS.key(params.network),
+            target_name=name,
+            requester=requester,
+        )
 
     async def build_image(self, request: BuildImageRequest, requester: str) -> Job:
         check_image_name(request.name)

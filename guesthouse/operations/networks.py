@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -25,14 +25,24 @@ from guesthouse.store.view import View
 
 log = logging.getLogger(__name__)
 
+RemoveCopy = Callable[[str, str], Awaitable[None]]
+
+
+async def _no_copy(kind: str, doc_id: str) -> None:
+    """Where no copies are kept."""
+
 
 class StoreRecords:
     """Keeps the contract of `network.house.seats.Records`. A card has one lease, on the network
     that it is on; it goes with its guest, or when the card comes to another network.
+
+    :param remove_copy: (kind, id): the copy that recovery would bring back, see `storage.copies`.
     """
 
-    def __init__(self, documents: Documents, view: View) -> None:
-        self._documents, self._view = documents, view
+    def __init__(
+        self, documents: Documents, view: View, remove_copy: RemoveCopy = _no_copy
+    ) -> None:
+        self._documents, self._view, self._remove_copy = documents, view, remove_copy
         self._one_at_a_time = asyncio.Lock()
 
     def networks(self) -> Sequence[Network]:
@@ -73,6 +83,8 @@ class StoreRecords:
             if mine:
                 ops = [self._documents.leases.delete_op(lease.id) for lease in mine]
                 await self._view.wait_for(await self._documents.store.commit(ops))
+                for lease in mine:
+                    await self._remove_copy("leases", lease.id)
 
     def _known(self, guest: str, index: int) -> Lease | None:
         every = self._view.leases.values()
@@ -103,6 +115,8 @@ class StoreRecords:
         gone = [self._documents.leases.delete_op(before.id)] if before is not None else []
         # The next one who asks must see it, or it would be given the same addresses.
         await self._view.wait_for(await self._documents.store.commit([*ops, *gone]))
+        if before is not None:
+            await self._remove_copy("leases", before.id)
         return lease
 
 
@@ -140,6 +154,17 @@ async def open_network(network: HouseNetwork, records: StoreRecords, view: View)
         return
     try:
         await network.open(seats, (process for _guest, process in living))
+    except GuesthouseError as error:
+        log.warning("the house's network: %s", error)
+
+
+async def recover_networks(network: HouseNetwork, records: StoreRecords, view: View) -> None:
+    """Documents came back: guests that run have their cards again, and their network its rules."""
+    if not network.is_open:
+        await open_network(network, records, view)
+        return
+    try:
+        await network.refresh()
     except GuesthouseError as error:
         log.warning("the house's network: %s", error)
 

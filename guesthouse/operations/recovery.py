@@ -17,6 +17,11 @@ from guesthouse.model.volume import Volume
 from guesthouse.operations.creation import free_number
 from guesthouse.operations.deletion import number_key
 from guesthouse.operations.ports import published
+from guesthouse.operations.recovering_networks import (
+    leases_back,
+    networks_back,
+    on_known_networks,
+)
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.survey import RECOVER, Survey, free_name, survey
 from guesthouse.operations.trash import expires_at, taken_ports, without_ports
@@ -40,6 +45,7 @@ class Recovered(Noun, kw_only=True, frozen=True):
     guests: int
     images: int
     volumes: int
+    networks: int
     left: int
     renamed: dict[str, str]
 
@@ -72,16 +78,21 @@ class Recover(Operation[RecoverParams]):
         await self._volumes(found)
         for image in found.images.values():
             await self.rooms.catalogue.restore(image)
+        await networks_back(self.rooms, found)
         renamed = {}
         for count, guest in enumerate(sorted(found.guests.values(), key=lambda g: g.id)):
             ctx.progress(0.2 + 0.8 * count / len(found.guests), f"bringing back {guest.name}")
             back = await self._guest(ctx, guest, found)
             if back.name != guest.name:
                 renamed[guest.name] = back.name
+        await leases_back(self.rooms, ctx, found)
+        if found.networks or found.running:
+            await self.rooms.recover_networks()
         return Recovered(
             guests=len(found.guests),
             images=len(found.images),
             volumes=len(found.volumes),
+            networks=len(found.networks),
             left=sum(not finding.back for finding in found.findings()),
             renamed=renamed,
         )
@@ -109,6 +120,7 @@ class Recover(Operation[RecoverParams]):
         documents, view = self.rooms.documents, self.rooms.view
         guest = self._kept_in_trash(guest)
         if guest.status.pid is None:  # a process holds its ports, whatever others wish
+            guest = on_known_networks(self.rooms, guest)
             lost = taken_ports(guest, published(self.rooms, but=guest.id))
             guest = without_ports(guest, lost)
             for port in lost:

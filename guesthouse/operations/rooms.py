@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Driver
@@ -12,6 +13,7 @@ from guesthouse.images.catalogue import Catalogue
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
+from guesthouse.network.house.hostside import routes
 from guesthouse.operations.live import LiveGuests
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.storage.uploads import Uploads
@@ -20,8 +22,12 @@ from guesthouse.store.trash import in_trash
 from guesthouse.store.view import View
 
 
-async def nothing(guest: str) -> None:
+async def nowhere(guest: str) -> None:
     """What there is to do where guests have neither networks of a house nor ids of their own."""
+
+
+async def nothing() -> None:
+    """Bring changed networks about where there are none."""
 
 
 @dataclass(kw_only=True)
@@ -30,6 +36,11 @@ class Rooms:
 
     :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
     :ivar give_back_ids: those of its process are free again, when it is deleted; by its id.
+    :ivar refresh_networks: bring about what the changed documents of networks say.
+    :ivar recover_networks: the same after a recovery: guests that run have their cards again.
+    :ivar host_routes: CIDRs that subnets of networks must not be in.
+    :ivar networks_change: held while networks come and go, or guests come to be on them: so that
+        no two have one subnet, and none goes that a guest is on.
     """
 
     documents: Documents
@@ -41,8 +52,12 @@ class Rooms:
     folders: Folders
     settings: Settings
     facts: Callable[[], HostFacts]
-    leave_networks: Callable[[str], Awaitable[None]] = nothing
-    give_back_ids: Callable[[str], Awaitable[None]] = nothing
+    leave_networks: Callable[[str], Awaitable[None]] = nowhere
+    give_back_ids: Callable[[str], Awaitable[None]] = nowhere
+    refresh_networks: Callable[[], Awaitable[None]] = nothing
+    recover_networks: Callable[[], Awaitable[None]] = nothing
+    host_routes: Callable[[], Awaitable[Sequence[str]]] = routes
+    networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
 

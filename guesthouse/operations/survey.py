@@ -13,14 +13,26 @@ from dataclasses import dataclass, field
 
 from guesthouse.errors import EngineError, GuesthouseError, ReadOnlyStore
 from guesthouse.images.boot import BootFolder
+from guesthouse.model.document import Document
+from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job
+from guesthouse.model.network import Lease, Network, clashes
+from guesthouse.model.networking import BUILTIN
 from guesthouse.model.reports import Finding, FindingKind
 from guesthouse.model.volume import Volume
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.usage import lineage, tops_of
-from guesthouse.store.documents import GUESTS, IMAGES, VOLUMES
+from guesthouse.store.documents import (
+    GROUPS,
+    GUESTS,
+    IMAGES,
+    LEASES,
+    NETWORKS,
+    SETS,
+    VOLUMES,
+)
 
 RECOVER = "house.recover"
 _ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -28,6 +40,10 @@ _NOUNS = {
     "guests": FindingKind.GUEST,
     "images": FindingKind.IMAGE,
     "volumes": FindingKind.VOLUME,
+    "networks": FindingKind.NETWORK,
+    "leases": FindingKind.LEASE,
+    "security-groups": FindingKind.GROUP,
+    "address-sets": FindingKind.SET,
 }
 
 
@@ -40,11 +56,17 @@ class Survey:
     :ivar running: of guests that have a process, the record of it.
     :ivar unreadable: copies that no document can be made of.
     :ivar layers: ids of files that nothing tells about.
+    :ivar stray_leases: ids of those whose guest or network is not there any more.
     """
 
     volumes: dict[str, Volume] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)
+    networks: dict[str, Network] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    stray_leases: list[str] = field(default_factory=list)
+    groups: dict[str, SecurityGroup] = field(default_factory=dict)
+    sets: dict[str, AddressSet] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     lost: dict[str, list[str]] = field(default_factory=dict)
     running: dict[str, LaunchRecord] = field(default_factory=dict)
@@ -58,8 +80,16 @@ class Survey:
             self.guests[id] = GUESTS.decode(key, data)
         elif kind == "images":
             self.images[id] = IMAGES.decode(key, data)
-        else:
+        elif kind == "volumes":
             self.volumes[id] = VOLUMES.decode(key, data)
+        elif kind == "networks":
+            self.networks[id] = NETWORKS.decode(key, data)
+        elif kind == "leases":
+            self.leases[id] = LEASES.decode(key, data)
+        elif kind == "security-groups":
+            self.groups[id] = GROUPS.decode(key, data)
+        else:
+            self.sets[id] = SETS.decode(key, data)
 
     def findings(self) -> list[Finding]:
         """For people, sorted by kind and name."""
@@ -74,10 +104,14 @@ class Survey:
             for guest in self.guests.values()
         ]
         named = ((FindingKind.IMAGE, image.id, image.name) for image in self.images.values())
-        bare = ((FindingKind.VOLUME, volume, "") for volume in self.volumes)
+        networks = ((FindingKind.NETWORK, one.id, one.name) for one in self.networks.values())
+        groups = ((FindingKind.GROUP, one.id, one.name) for one in self.groups.values())
+        sets = ((FindingKind.SET, one.id, one.name) for one in self.sets.values())
+        bare = [(FindingKind.VOLUME, volume, "") for volume in self.volumes]
+        bare += [(FindingKind.LEASE, lease, "") for lease in self.leases]
         found += [
             Finding(kind=kind, id=id, name=name, problem=self.problems.get(id, ""))
-            for kind, id, name in (*named, *bare)
+            for kind, id, name in (*named, *networks, *groups, *sets, *bare)
         ]
         found += self.unreadable
         found += [
@@ -136,6 +170,7 @@ async def survey(rooms: Rooms) -> Survey:
         if record is not None:
             found.running[guest.id] = record
     _rename(rooms, found)
+    _look_at_networks(rooms, found)
     return found
 
 
@@ -219,6 +254,51 @@ def _image_problem(image: Image, files: set[str], boot: BootFolder) -> dict[str,
     return {image.id: problem + cure} if problem else {}
 
 
+def _look_at_networks(rooms: Rooms, found: Survey) -> None:
+    """Names that another one has by now, subnets that are in use, cards on networks that are lost.
+
+    Leases of guests or networks that are not there any more were left by a daemon that died.
+    """
+    view = rooms.view
+    for kept, back in (
+        (view.networks, found.networks),
+        (view.groups, found.groups),
+        (view.sets, found.sets),
+    ):
+        _name_anew(found, kept, back)
+    taken = [str(one) for network in view.networks.values() for one in network.subnets]
+    for network in found.networks.values():
+        if crossed := clashes(network, taken):
+            note = f"its subnet overlaps {', '.join(crossed)} of another network: it gets a new one"
+            _note(found, network.id, note)
+    networks = {*view.networks, *found.networks}
+    for guest in found.guests.values():
+        lost = [nic for nic in guest.spec.nics if nic.network not in {BUILTIN, *networks}]
+        if lost and guest.id not in found.running:
+            note = f"its network {lost[0].network} is missing: that card gets one of its own"
+            _note(found, guest.id, note)
+    guests = {*view.guests, *found.guests}
+    for id, lease in list(found.leases.items()):
+        if lease.guest not in guests or lease.network not in networks:
+            del found.leases[id]
+            found.stray_leases.append(id)
+
+
+def _name_anew(found: Survey, kept: Mapping[str, Document], back: Mapping[str, Document]) -> None:
+    taken = {str(getattr(one, "name", "")) for one in kept.values()}
+    for id, one in sorted(back.items()):
+        before = str(getattr(one, "name", ""))
+        name = free_name(before, taken)
+        taken.add(name)
+        if name != before:
+            _note(found, id, f"another one is called {before}, so this one comes back as {name}")
+
+
+def _note(found: Survey, id: str, problem: str) -> None:
+    before = found.problems.get(id)
+    found.problems[id] = f"{before}; {problem}" if before else problem
+
+
 def _quarantined(rooms: Rooms) -> set[str]:
     return {key.partition("/")[2] for key in rooms.view.quarantined}
 
@@ -233,8 +313,7 @@ def _rename(rooms: Rooms, found: Survey) -> None:
         taken.add(name)
         if name != guest.name:
             problem = f"another guest is called {guest.name}, so this one comes back as {name}"
-            before = found.problems.get(guest.id)
-            found.problems[guest.id] = f"{before}; {problem}" if before else problem
+            _note(found, guest.id, problem)
 
 
 def free_name(name: str, taken: set[str]) -> str:

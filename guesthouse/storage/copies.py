@@ -2,8 +2,8 @@
 
     <folder>/<kind>/<id>.json
 
-A copy is the document as the store has it. Names, numbers and what is in use follow from guests,
-volumes and images; keys of guests and boot files of images lie in files of their own anyway.
+A copy is the document as the store has it. Names, numbers and what is in use follow from the
+documents; keys of guests and boot files of images lie in files of their own anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from guesthouse.model.document import Document, encode
 from guesthouse.model.ids import is_id
 from guesthouse.storage.durable import make_folder, remove_file, write_file
 
-KINDS = ("volumes", "images", "guests")
+KINDS = (
+    "volumes",
+    "images",
+    "address-sets",
+    "security-groups",
+    "networks",
+    "guests",
+    "leases",
+)
 """Kinds of documents that are copied; those that others refer to come first."""
 
 

@@ -120,8 +120,8 @@ IMAGES = CollectionKind("image", "images/", Image)
 JOBS = CollectionKind("job", "jobs/", Job)
 NETWORKS = CollectionKind("network", "networks/", Network)
 LEASES = CollectionKind("lease", "leases/", Lease)
-GROUPS = CollectionKind("security group", "security-groups/", SecurityGroup)
-SETS = CollectionKind("address set", "address-sets/", AddressSet)
+GROUPS = CollectionKind("security-group", "security-groups/", SecurityGroup)
+SETS = CollectionKind("address-set", "address-sets/", AddressSet)
 
 
 class Collection(CollectionKind[D]):

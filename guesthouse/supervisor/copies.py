@@ -21,7 +21,15 @@ from guesthouse.model.document import Document, encode
 from guesthouse.model.guest import Guest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.storage.copies import KINDS
-from guesthouse.store.documents import GUESTS, IMAGES, VOLUMES
+from guesthouse.store.documents import (
+    GROUPS,
+    GUESTS,
+    IMAGES,
+    LEASES,
+    NETWORKS,
+    SETS,
+    VOLUMES,
+)
 from guesthouse.store.view import RESYNC, Event
 
 GATHER = 0.5
@@ -30,7 +38,9 @@ its own writes should not wait for ours."""
 RETRY, SLOWEST = 1.0, 30.0
 """Seconds until a copy that could not be written is tried again; doubled up to the second."""
 
-_PREFIXES: dict[str, str] = {kind.noun: kind.prefix for kind in (GUESTS, IMAGES, VOLUMES)}
+_PREFIXES: dict[str, str] = {
+    kind.noun: kind.prefix for kind in (GUESTS, IMAGES, VOLUMES, NETWORKS, LEASES, GROUPS, SETS)
+}
 log = logging.getLogger(__name__)
 
 
@@ -105,6 +115,10 @@ class CopyKeeper:
             "guests": view.guests,
             "images": view.images,
             "volumes": view.volumes,
+            "networks": view.networks,
+            "leases": view.leases,
+            "security-groups": view.groups,
+            "address-sets": view.sets,
         }
         return shelves[kind]
 

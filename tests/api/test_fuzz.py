@@ -24,6 +24,7 @@ from schemathesis.checks import positive_data_acceptance
 from guesthouse.api.app import build_app
 from guesthouse.api.openapi import document
 from guesthouse.api.server import ApiServer
+from guesthouse.model.networking import NetworkRequest
 from guesthouse.model.reports import DeleteRequest
 from tests.api.api_house import ApiHouse, open_house
 
@@ -79,7 +80,15 @@ class Background:
         job = next(iter(house.view.jobs))
         gone = await house.guest("gone", start=False)
         await house.ended(await house.delete_guest("gone", DeleteRequest(), "test"))
-        self.known = {"guests": guest.id, "images": "micro", "jobs": job, "trash": gone.id}
+        made = await house.create_network(NetworkRequest(name="lan"), "test")
+        network = (await house.ended(made)).target.removeprefix("networks/")
+        self.known = {
+            "guests": guest.id,
+            "images": "micro",
+            "jobs": job,
+            "trash": gone.id,
+            "networks": network,
+        }
         listener = socket.create_server(("127.0.0.1", 0))
         server = ApiServer(house, listener, grace=1)
         await server.start()

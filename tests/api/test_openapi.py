@@ -65,6 +65,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         DELETE /v1/trash/{ref} | GET /v1/recovery | POST /v1/recovery | GET /v1/support-bundle
         POST /v1/images-import | POST /v1/uploads | GET /v1/uploads/{upload}
         PUT /v1/uploads/{upload} | DELETE /v1/uploads/{upload}
+        GET /v1/networks | POST /v1/networks | GET /v1/networks/{ref} | PATCH /v1/networks/{ref}
+        DELETE /v1/networks/{ref}
     """
     wanted = {line.strip() for line in expected.replace("\n", "|").split("|") if line.strip()}
     assert {f"{m.upper()} {path}" for path, m, _ in _operations(described)} == wanted

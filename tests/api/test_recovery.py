@@ -15,9 +15,11 @@ import pytest
 from guesthouse.errors import KeeperUnavailable
 from guesthouse.host.settings import Settings
 from guesthouse.model.device import Publish
+from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
 from guesthouse.model.job import Job, JobState, Step
+from guesthouse.model.network import Lease, Network
 from guesthouse.model.reports import (
     DeleteRequest,
     EmptyRequest,
@@ -33,8 +35,8 @@ from guesthouse.operations.recovery import Recover
 from guesthouse.operations.survey import free_name, touched, unknown_copies
 from guesthouse.operations.trash import DAY
 from guesthouse.storage.collect import CollectParams
-from guesthouse.store.contract import Put
-from guesthouse.store.documents import GUESTS
+from guesthouse.store.contract import Op, Put
+from guesthouse.store.documents import GROUPS, GUESTS, LEASES, NETWORKS, SETS
 from guesthouse.supervisor.copies import CopyKeeper
 from tests.api.api_house import ApiHouse, open_house
 
@@ -98,7 +100,7 @@ async def test_nothing_to_recover(street: Street) -> None:
     await street.house.guest("web")
     assert await findings(street.house) == {}
     assert await recover(street.house) == {
-        "guests": 0, "images": 0, "volumes": 0, "left": 0, "renamed": {},
+        "guests": 0, "images": 0, "volumes": 0, "networks": 0, "left": 0, "renamed": {},
     }  # fmt: skip
 
 
@@ -121,7 +123,7 @@ async def test_all_comes_back(street: Street) -> None:
     }  # fmt: skip
     assert not any(one.problem for one in found.values())
     assert await recover(house) == {
-        "guests": 4, "images": 1, "volumes": 0, "left": 0, "renamed": {},
+        "guests": 4, "images": 1, "volumes": 0, "networks": 0, "left": 0, "renamed": {},
     }  # fmt: skip
     assert await states(house) == {
         "runs": S.RUNNING, "held": S.PAUSED, "rests": S.STOPPED, "gone": S.STOPPED,
@@ -380,3 +382,64 @@ async def test_what_a_job_is_about_to_remove_is_not_lost(street: Street) -> None
 )
 def test_free_names(name: str, taken: set[str], free: str) -> None:
     assert free_name(name, taken) == free
+
+
+def network(name: str, subnet: str) -> Network:
+    return Network(id=new_id(), name=name, subnet4=subnet, created_at=time.time())
+
+
+async def put(house: ApiHouse, *ops: Op) -> None:
+    await house.view.wait_for(await house.rooms.documents.store.commit(list(ops)))
+
+
+def on(guest: Guest, network: Network) -> Guest:
+    nics = (msgspec.structs.replace(guest.spec.nics[0], network=network.id),)
+    return msgspec.structs.replace(guest, spec=msgspec.structs.replace(guest.spec, nics=nics))
+
+
+async def test_networks_come_back_with_their_addresses_groups_and_sets(street: Street) -> None:
+    house = street.house
+    guest = await house.guest("web", start=False)
+    lan = network("lan", "10.201.1.0/24")
+    lease = Lease(id=new_id(), network=lan.id, guest=guest.id, nic=0, mac=guest.spec.nics[0].mac,
+                  address4="10.201.1.25", since=0.0)  # fmt: skip
+    stray = msgspec.structs.replace(lease, id=new_id(), guest=new_id(), address4="10.201.1.26")
+    group = SecurityGroup(id=new_id(), name="web", created_at=0.0)
+    office = AddressSet(id=new_id(), name="office", entries=("192.0.2.0/24",), created_at=0.0)
+    await put(house, NETWORKS.put_op(lan), NETWORKS.claim_op("lan", lan.id), LEASES.put_op(lease),
+              LEASES.put_op(stray), GROUPS.put_op(group), SETS.put_op(office),
+              GUESTS.put_op(on(guest, lan)))  # fmt: skip
+    house = await street.lose()
+    kinds = {one.id: one.kind for one in (await findings(house)).values()}
+    assert kinds[lan.id] is FindingKind.NETWORK and kinds[group.id] is FindingKind.GROUP
+    assert (await recover(house))["networks"] == 1
+    assert house.view.networks == {lan.id: lan} and house.view.leases == {lease.id: lease}
+    assert house.view.groups == {group.id: group} and house.view.sets == {office.id: office}
+    assert house.view.guest("web").spec.nics[0].network == lan.id
+    named = await house.rooms.documents.networks.named("lan")
+    assert named is not None and named.id == lan.id
+    assert unknown_copies(house.rooms) == [], "what belongs to nobody is gone"
+
+
+async def test_networks_whose_name_and_subnet_others_have_by_now(street: Street) -> None:
+    house = street.house
+    guest = await house.guest("web", start=False)
+    lan, gone = network("lan", "10.201.1.0/24"), network("gone", "10.201.9.0/24")
+    lease = Lease(id=new_id(), network=lan.id, guest=guest.id, nic=0, mac="", since=0.0,
+                  address4="10.201.1.25")  # fmt: skip
+    other = await house.guest("db", start=False)
+    await put(house, NETWORKS.put_op(lan), LEASES.put_op(lease), GUESTS.put_op(on(guest, lan)),
+              GUESTS.put_op(on(other, gone)))  # fmt: skip
+    house = await street.lose()
+    taken = network("lan", "10.201.0.0/16")
+    await put(house, NETWORKS.put_op(taken), NETWORKS.claim_op("lan", taken.id))
+    found = await findings(house)
+    assert "lan-2" in found[lan.id].problem and "10.201.0.0/16" in found[lan.id].problem
+    assert gone.id in found[other.id].problem
+    await recover(house)
+    back = house.view.networks[lan.id]
+    assert back.name == "lan-2" and back.subnet4 and not back.subnet4.startswith("10.201.")
+    assert not house.view.leases, "its address is not of that network"
+    assert house.view.guest("web").spec.nics[0].network == lan.id
+    assert house.view.guest("db").spec.nics[0].network == "builtin"
+    assert await findings(house) == {}

@@ -29,7 +29,7 @@ from guesthouse.model.reports import LaunchRequest
 from guesthouse.model.states import LIVE
 from guesthouse.storage import qemu_img
 from guesthouse.storage.pool import DirectoryPool
-from guesthouse.store.documents import GUESTS, IMAGES, JOBS, VOLUMES, Documents
+from guesthouse.store.documents import GUESTS, IMAGES, JOBS, NETWORKS, VOLUMES, Documents
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
 from tests.crash.crashing_daemon import FILLER, engines, kill_all
@@ -210,6 +210,8 @@ class CrashHouse(House):
                     now.volumes[rest] = VOLUMES.decode(key, value)
                 case "images":
                     now.images[rest] = IMAGES.decode(key, value)
+                case "networks":
+                    now.networks[rest] = NETWORKS.decode(key, value)
                 case "jobs":
                     now.jobs[rest] = JOBS.decode(key, value)
                 case "names":
@@ -269,7 +271,13 @@ class CrashHouse(House):
         """A guest; answers its name."""
         name = self.fresh()
         wish = LaunchRequest(
-            image=image, name=name, memory=MEMORY, start=start, wait_ready=ready, **more
+            image=image,
+            name=name,
+            memory=MEMORY,
+            start=start,
+            wait_ready=ready,
+            networks=("builtin",),  # so that a guest's own process holds its ports
+            **more,
         )
         self.do(self.client.launch(wish))
         return name

@@ -14,6 +14,7 @@ import msgspec
 from guesthouse.model.guest import Guest
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobState
+from guesthouse.model.network import Network
 from guesthouse.model.states import LIVE
 from guesthouse.model.volume import Volume
 
@@ -111,6 +112,7 @@ class Snapshot:
     guests: dict[str, Guest] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
+    networks: dict[str, Network] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     numbers: dict[int, str] = field(default_factory=dict)
@@ -182,6 +184,7 @@ def _indexes(now: Snapshot) -> Iterator[str]:
     for image in now.images.values():
         key = f"images/{image.name}"
         newest[key] = max(image.id, newest.get(key, ""))
+    newest |= {f"networks/{network.name}": network.id for network in now.networks.values()}
     if now.names != names | newest:
         yield f"index of names {now.names}, documents {names | newest}"
     numbers = {guest.number: guest.id for guest in now.guests.values()}
@@ -218,6 +221,7 @@ def _copies(now: Snapshot) -> Iterator[str]:
         ("guests", now.guests),
         ("volumes", now.volumes),
         ("images", now.images),
+        ("networks", now.networks),
     ):
         copies = now.copies.get(kind, {})
         if copies.keys() != documents.keys():

@@ -12,6 +12,7 @@ from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
 from guesthouse.model.imports import ImportImageRequest
 from guesthouse.model.job import Job
+from guesthouse.model.networking import NetworkChange, NetworkRequest
 from guesthouse.model.reports import (
     LaunchRequest,
     RestartRequest,
@@ -132,6 +133,12 @@ def with_micro(house: CrashHouse) -> Trial:
     return Trial()
 
 
+def with_network(house: CrashHouse) -> Trial:
+    trial = Trial(house.fresh())
+    house.do(house.client.create_network(NetworkRequest(name=trial.name, mtu=1400)))
+    return trial
+
+
 def forgotten(house: CrashHouse) -> Trial:
     """A guest that the database does not know any more; the copies of its documents are there."""
     trial = known(house, house.launch("crash/disk", start=False))
@@ -167,7 +174,12 @@ def litter(house: CrashHouse) -> Trial:
 def launch(house: CrashHouse, trial: Trial, image: str = "crash/disk") -> Job:
     port = Publish(host_port=trial.thing, guest_port=22)
     wish = LaunchRequest(
-        image=image, name=trial.name, memory=MEMORY, publish=(port,), wait_ready=False
+        image=image,
+        name=trial.name,
+        memory=MEMORY,
+        publish=(port,),
+        wait_ready=False,
+        networks=("builtin",),
     )
     return house.client.launch(wish)
 
@@ -280,6 +292,16 @@ def has_micro(now: Snapshot, trial: Trial) -> bool:
 
 def stray_gone(now: Snapshot, trial: Trial) -> bool:
     return trial.thing not in now.layers
+
+
+def has_network(now: Snapshot, trial: Trial) -> bool:
+    return any(network.name == trial.name for network in now.networks.values())
+
+
+def has_mtu(mtu: int) -> Callable[[Snapshot, Trial], bool]:
+    return lambda now, trial: any(
+        (network.name, network.mtu) == (trial.name, mtu) for network in now.networks.values()
+    )
 
 
 def anything(now: Snapshot, trial: Trial) -> bool:
@@ -438,6 +460,27 @@ VERBS: dict[str, Verb] = {
         lambda h, t: h.client.remove_image("micro"),
         negated(has_micro),
         has_micro,
+    ),
+    "network-create": Verb(
+        "network.create",
+        nothing,
+        lambda h, t: h.client.create_network(NetworkRequest(name=t.name)),
+        has_network,
+        negated(has_network),
+    ),
+    "network-set": Verb(
+        "network.set",
+        with_network,
+        lambda h, t: h.client.change_network(t.name, NetworkChange(mtu=1300)),
+        has_mtu(1300),
+        has_mtu(1400),
+    ),
+    "network-remove": Verb(
+        "network.remove",
+        with_network,
+        lambda h, t: h.client.remove_network(t.name),
+        negated(has_network),
+        has_network,
     ),
     # Half a recovery is no loss: asked for again, it brings back the rest.
     "recover": Verb(

@@ -54,6 +54,10 @@ _VOLATILE = [
     (r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"\b\d+(?:\.\d+)?[smhd]\b", "SPAN"),
     (r"\b\d+M of the host's", "SIZE of the host's"),
+    # The default network, or one of its own where this host has no networks.
+    (r"\b10\.\d+\.\d+\.\d+\b", "ADDRESS"),
+    (r"\(on network default;|\(in a network of its own;", "(ON A NETWORK;"),
+    (r"^Network: (default|builtin),", "Network: IT,"),
     (r"^web +[\d.]+ +\S+ +\S+ +256M +.*$", "web AND WHAT IT TAKES"),  # guest top
 ]
 

@@ -40,10 +40,10 @@ class LostHouse(House):
 
     def furnish(self) -> None:
         asyncio.run(self._add_image())
-        self.run("launch", "t/disk", "runs", "--memory", "128M")
+        self.run("launch", "t/disk", "runs", "--network", "builtin", "--memory", "128M")
         self.run("exec", "runs", "--", "sh", "-c", "echo from before > /tmp/memory")
         for name in ("rests", "trashed"):
-            self.run("launch", "t/disk", name, "--memory", "128M")
+            self.run("launch", "t/disk", name, "--network", "builtin", "--memory", "128M")
             self.run("exec", name, "--", "sh", "-c", WRITE.format(f"data of {name}"))
             self.run("stop", "--force", name)
         self.run("rm", "--yes", "trashed")
@@ -164,7 +164,7 @@ def test_what_came_back_works(lost: LostHouse) -> None:
     assert lost.out("exec", "trashed", "--", "sh", "-c", READ) == "data of trashed\n"
     lost.run("stop", "--force", "trashed", "rests")
     lost.run("rm", "--yes", "trashed")
-    lost.run("launch", "t/disk", "new", "--memory", "128M")
+    lost.run("launch", "t/disk", "new", "--network", "builtin", "--memory", "128M")
     numbers = [guest["number"] for guest in (*lost.json("ls"), *lost.json("trash", "ls"))]
     assert sorted(numbers) == list(range(4))
     lost.run("rm", "--yes", "--force", "--now", "new")
@@ -236,7 +236,7 @@ def test_database_lost_and_the_copy_is_older_than_the_process(lost: LostHouse) -
 
 @pytest.mark.full
 def test_guest_that_ended_meanwhile(lost: LostHouse) -> None:
-    lost.run("launch", "t/disk", "ends", "--memory", "128M")
+    lost.run("launch", "t/disk", "ends", "--network", "builtin", "--memory", "128M")
     pid = lost.pid("ends")
     until(lambda: json.loads(lost.copy_of("ends").read_bytes())["status"]["pid"], say="its copy")
     lost.lose()
@@ -253,7 +253,7 @@ def test_names_that_are_taken_by_now(lost: LostHouse) -> None:
     before = process(lost)
     lost.lose()
     lost.run("image", "build", "micro")
-    lost.run("launch", "micro", "rests", "--no-start")
+    lost.run("launch", "micro", "rests", "--network", "builtin", "--no-start")
     assert "rests-2" in lost.out("recover", "--dry-run")
     said = lost.run("recover", "--yes")
     assert b"rests-2" in said.stderr

@@ -26,6 +26,7 @@ from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image, ImageKind, Seed, SourceFormat
 from guesthouse.model.imports import Upload
 from guesthouse.model.job import Job, JobProgress
+from guesthouse.model.network import NetworkKind
 from guesthouse.model.reports import (
     HouseInfo,
     HouseMode,
@@ -261,6 +262,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self._job("guest.share", house.guest(ref))
             case ["DELETE", "guests", ref, "shares", _]:
                 self._job("guest.unshare", house.guest(ref))
+            case ["GET", "networks"]:
+                self._json(house.network_views())
+            case ["GET", "networks", ref]:
+                self._json(house.network(ref))
+            case ["POST", "networks"]:
+                house.add_network(body["name"], NetworkKind(body["kind"]))
+                self._job("network.create", None, of=body["name"])
+            case ["DELETE", "networks", ref]:
+                del house.networks[house.network(ref).id]
+                self._job("network.remove", None, of=ref)
             case ["POST", "guests", ref, verb]:
                 self._job(f"guest.{verb}", house.guest(ref))
             case _:

@@ -25,6 +25,8 @@ from guesthouse.model.host import Capability
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobProgress, JobState, Problem
+from guesthouse.model.network import Lease, Network, NetworkKind
+from guesthouse.model.networking import NetworkView
 from guesthouse.model.reports import Finding, GuestView, ImageView, LogLine
 from guesthouse.model.states import GuestState
 from guesthouse.model.usage import DiskUsage, GuestUsage, ProcessUsage
@@ -72,6 +74,7 @@ class FakeHouse:
         self.root = root
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
+        self.networks: dict[str, Network] = {}
         self.uploads: dict[str, bytearray] = {}
         self.room = 1 << 40
         self.trash: list[Guest] = []
@@ -117,6 +120,47 @@ class FakeHouse:
         guest = make_guest(name, state, **spec)
         self.guests[guest.id] = guest
         return guest
+
+    def add_network(self, name: str, kind: NetworkKind = NetworkKind.NAT) -> Network:
+        made = Network(
+            id=new_id(),
+            name=name,
+            kind=kind,
+            subnet4=f"10.{150 + len(self.networks)}.0.0/24",
+            subnet6="fd12:3456:789a:1::/64",
+            created_at=time.time(),
+        )
+        self.networks[made.id] = made
+        return made
+
+    def network_views(self) -> list[NetworkView]:
+        """Each card has its address by the order of guests."""
+        guests = list(self.guests.values())
+        return [
+            NetworkView.of(
+                one,
+                guests,
+                [
+                    Lease(
+                        id=new_id(),
+                        network=one.id,
+                        guest=guest.id,
+                        nic=0,
+                        mac="",
+                        address4=f"{one.subnet4.removesuffix('0/24')}{25 + at}",
+                        since=0.0,
+                    )
+                    for at, guest in enumerate(guests)
+                ],
+            )
+            for one in self.networks.values()
+        ]
+
+    def network(self, ref: str) -> NetworkView:
+        for one in self.network_views():
+            if ref in {one.name, one.id}:
+                return one
+        raise NotFound(f"There is no network {ref!r}.", hint="See what there is: guest network ls")
 
     def guest(self, ref: str) -> Guest:
         for guest in self.guests.values():

@@ -34,6 +34,8 @@ LINES = [
     ("guest image inf", "guest image info"),
     ("guest image info deb", "guest image info debian/12"),
     ("guest top d", "guest top db"),
+    ("guest network info la", "guest network info lan"),
+    ("guest launch --network la", "guest launch --network lan"),
 ]
 
 
@@ -43,6 +45,7 @@ def guest(
 ) -> Iterator[Room]:
     for room in make_room(tmp_path, monkeypatch, capfd):
         room.house.add("db", GuestState.STOPPED)
+        room.house.add_network("lan")
         room.house.images = [
             Image(id="I", name="debian/12", digest="d" * 64, size=1, created_at=0.0)
         ]

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "user_data": "",
         "network_config": "",
         "shares": [],
+        "networks": [],
     }
 
 

@@ -16,6 +16,7 @@ from guesthouse.daemon import open_rooms
 from guesthouse.drivers.qemu.identity import Identities, Needs
 from guesthouse.drivers.qemu.publishing import network_of
 from guesthouse.errors import InvalidInput
+from guesthouse.host.capabilities import NETWORKS, lacking
 from guesthouse.host.folders import prepare, resolve
 from guesthouse.host.keeper_client import KeeperClient, SpawnRequest
 from guesthouse.host.launcher import FdTable
@@ -26,6 +27,7 @@ from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.operations.deletion import remove_guest
 from guesthouse.operations.guest_ids import forget_ids
+from guesthouse.operations.networking import default_network
 from guesthouse.operations.rooms import Rooms
 
 from ..contract.driver_house import make_guest, nic
@@ -144,3 +146,60 @@ async def test_ids_of_a_living_process_are_not_free(folders: Folders, tmp_path: 
         await forget_ids(identities, keeper, rooms.view)
         assert [one.guest for one in await book.all()] == ["running"]
         os.kill(spawned.pid, signal.SIGKILL)
+
+
+async def test_the_default_network_is_made_here_and_changes_while_guests_are_on_it(
+    folders: Folders,
+) -> None:
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        networks = rooms.facts().capability(NETWORKS)
+        assert networks is not None
+        if lacking(rooms.facts().capabilities) is not None:
+            assert not networks.available and networks.cure
+            pytest.skip(networks.reason)
+        assert networks.available
+        made = await default_network(rooms)
+        assert await default_network(rooms) == made, "there is one"
+        await rooms.refresh_networks()
+        assert not (folders.runtime / NAMESPACE).exists(), "nobody is on it"
+        guest = make_guest(name="web", number=3, nics=(nic(network=made.id),))
+        await write(rooms, guest)
+        await attach(rooms, guest)
+        (lease,) = rooms.view.leases.values()
+        assert lease.address4 and lease.address6
+        backend = network_of(rooms.driver._networks, made.id)
+        changed = await rooms.documents.networks.update(
+            made.id, lambda one: msgspec.structs.replace(one, mtu=1400)
+        )
+        await rooms.view.wait_for(changed.revision)
+        await rooms.refresh_networks()
+        link = (await backend._namespace.run(["ip", "-o", "link", "show", made.bridge])).text
+        assert "mtu 1400" in link
+        await rooms.pool.write_copy("leases", lease)
+        await remove_guest(rooms, guest.id, ())
+        assert f"leases/{lease.id}" not in rooms.pool.copies.keys
+
+
+async def test_a_lost_database_costs_no_guest_its_network(folders: Folders) -> None:
+    record = folders.runtime / NAMESPACE
+    guest = lives(make_guest(name="web", number=3, nics=(nic(network=LAN.id),)))
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        await write(rooms, guest)
+        await attach(rooms, guest)
+        leases = dict(rooms.view.leases)
+    before = record.read_text()
+    for path in folders.state.glob("guesthouse.db*"):
+        path.unlink()
+    async with open_rooms(folders):
+        pass
+    assert record.read_text() == before, "a daemon that knows of nothing leaves it alone"
+    async with open_rooms(folders) as (rooms, _keeper, _probed):
+        puts = [rooms.documents.leases.put_op(lease) for lease in leases.values()]
+        await rooms.documents.store.commit(puts)
+        await write(rooms, guest)
+        await rooms.recover_networks()
+        backend = network_of(rooms.driver._networks, LAN.id)
+        assert [seat.name for seat in backend._seats.values()] == ["web"]
+        assert record.read_text() == before
+        await remove_guest(rooms, guest.id, ())
+    assert not record.exists()

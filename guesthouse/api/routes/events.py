@@ -17,14 +17,16 @@ from guesthouse.model.document import Noun
 from guesthouse.model.reports import EventKind, HouseEvent
 from guesthouse.store.view import RESYNC, Event
 
+_KINDS = tuple(kind.value for kind in EventKind if kind is not EventKind.RESYNC)
+
 
 class EventsQuery(Noun, kw_only=True, frozen=True):
     kinds: Annotated[
         str,
         Meta(
-            description="Only these, separated by commas: guest, image, volume, job, "
-            "quarantine; `resync` always comes.",
-            pattern="^((guest|image|volume|job|quarantine)(,(guest|image|volume|job|quarantine))*)?$",
+            description=f"Only these, separated by commas: {', '.join(_KINDS)}; `resync` always "
+            "comes.",
+            pattern=f"^(({'|'.join(_KINDS)})(,({'|'.join(_KINDS)}))*)?$",
         ),
     ] = ""
 

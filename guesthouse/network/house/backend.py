@@ -104,8 +104,10 @@ class HouseNetwork:
             self._is_open = True
 
     async def close(self) -> None:
-        """Let go; networks, services and connections stay. Without any card nothing stays."""
-        if not self._seats:
+        """Let go; networks, services and connections stay. Without any card nothing stays, unless
+        it was never opened: then nobody here knows whose it is (the database may be lost).
+        """
+        if not self._seats and self._is_open:
             await self.dissolve()
             return
         await self._let_go()
@@ -124,9 +126,13 @@ class HouseNetwork:
         await self._namespace.dissolve()
 
     async def refresh(self) -> None:
-        """Documents have changed: networks, groups, sets. Raises as `attach`."""
+        """Documents have changed: networks, groups, sets. Raises as `attach`.
+
+        While nobody has had a card there is nothing to bring about.
+        """
         async with self._one_at_a_time:
-            await self._settle()
+            if self._is_open:
+                await self._settle()
 
     async def update(self, seat: Seat) -> None:
         """The rules of an attached card have changed. :raise NotFound: it is not attached."""
@@ -151,6 +157,10 @@ class HouseNetwork:
     async def counters(self) -> dict[str, Count]:
         """How often each rule decided, by its key."""
         return await self._rules.counters()
+
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
 
     @property
     def kernel_capabilities(self) -> tuple[Capability, ...]:

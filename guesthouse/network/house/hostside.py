@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from guesthouse.network.house.links import LIST, Link, read_links
 
 # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _GROUPS = 0x10 | 0x100
+_ROUTES = ("ip", "-json", "route", "show", "table", "all")
 _SETTLE_SECONDS = 1.0
 """Addresses come in bursts: a VPN, a docking station."""
 
@@ -38,6 +40,20 @@ def host_side(links: dict[str, Link]) -> HostSide:
     own = [i for i in interfaces if not i.is_loopback and not i.is_link_local]
     attached = {str(i.network) for i in own if i.network.num_addresses > 1}
     return HostSide(tuple(str(i.ip) for i in own), tuple(sorted(attached)))
+
+
+async def routes() -> tuple[str, ...]:
+    """Where the host's routes lead, as CIDRs and `default`: subnets of ours must not be there.
+
+    :raise HostLacks: `ip` is not installed. :raise ToolFailed:
+    """
+    env = tool_environment()
+    found: dict[str, None] = {}
+    for family in ("-4", "-6"):
+        done = await run([_ROUTES[0], family, *_ROUTES[1:]], env=env)
+        for route in json.loads(done.out or b"[]"):
+            found[str(route.get("dst", ""))] = None
+    return tuple(found)
 
 
 class Changes:

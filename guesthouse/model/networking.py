@@ -1,0 +1,116 @@
+"""Requests about networks, and what is answered about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from msgspec import Meta, structs
+
+from guesthouse.model.document import Noun
+from guesthouse.model.guest import Guest
+from guesthouse.model.network import DhcpRange, Lease, Network, NetworkKind
+
+BUILTIN = "builtin"
+"""In place of a network's name: the engine's own user networking, one for each guest."""
+DEFAULT = "default"
+"""Name of the network of guests that name none; the house makes it when it is first needed."""
+MAX_CARDS = 8
+
+NetworkName = Annotated[str, Meta(min_length=1, max_length=256)]
+Cidr = Annotated[str, Meta(max_length=64)]
+Domain = Annotated[str, Meta(max_length=200)]
+Mtu = Annotated[int, Meta(ge=576, le=65_520, description="Bytes.")]
+
+
+class NetworkRequest(Noun, kw_only=True, frozen=True):
+    """A network that is to be made.
+
+    :ivar kind: `bridged` is refused: the house cannot make such networks yet.
+    :ivar subnet4: CIDR; null lets the house choose one that is free on this host, an empty text
+        leaves IPv4 away. `subnet6`: likewise, a /64.
+    :ivar dhcp: IPv4 addresses for guests; null takes nine tenths of the subnet.
+    :ivar domain: DNS domain in which the guests find one another by name, beside their bare names.
+    :ivar host_access: guests reach the host's own addresses without a rule.
+    :ivar lan_access: guests reach the networks that the host is attached to without a rule.
+    """
+
+    name: NetworkName
+    kind: NetworkKind = NetworkKind.NAT
+    subnet4: Cidr | None = None
+    subnet6: Cidr | None = None
+    dhcp: DhcpRange | None = None
+    domain: Domain = ""
+    mtu: Mtu = 1500
+    host_access: bool = False
+    lan_access: bool = True
+
+
+class NetworkChange(Noun, kw_only=True, frozen=True):
+    """What to change of a network; null or absent leaves a field alone. Its subnets and its kind
+    stay: guests have their addresses there."""
+
+    name: NetworkName | None = None
+    dhcp: DhcpRange | None = None
+    domain: Domain | None = None
+    mtu: Mtu | None = None
+    host_access: bool | None = None
+    lan_access: bool | None = None
+
+
+class NetworkMember(Noun, kw_only=True, frozen=True):
+    """A card of a guest on a network.
+
+    :ivar guest: its name. :ivar nic: 0 is the guest's first card.
+    :ivar address4: empty until it was first started there, as `address6`.
+    :ivar trashed: the guest is in the trash.
+    """
+
+    guest: str
+    nic: int
+    mac: str
+    address4: str = ""
+    address6: str = ""
+    trashed: bool = False
+
+
+class NetworkView(Network, kw_only=True, frozen=True):
+    """A network, and who is on it.
+
+    :ivar own_address4: the house's own address there. `own_address6`: likewise.
+    """
+
+    own_address4: str = ""
+    own_address6: str = ""
+    members: tuple[NetworkMember, ...] = ()
+
+    @classmethod
+    def of(
+        cls, network: Network, guests: Iterable[Guest] = (), leases: Iterable[Lease] = ()
+    ) -> NetworkView:
+        """Members sorted by name, those in the trash last."""
+        known = {(one.guest, one.nic): one for one in leases if one.network == network.id}
+        members = [
+            _member(guest, index, known.get((guest.id, index)))
+            for guest in guests
+            for index, nic in enumerate(guest.spec.nics)
+            if nic.network == network.id
+        ]
+        members.sort(key=lambda one: (one.trashed, one.guest, one.nic))
+        return cls(
+            **structs.asdict(network),
+            own_address4=network.gateway4,
+            own_address6=network.gateway6,
+            members=tuple(members),
+        )
+
+
+def _member(guest: Guest, index: int, lease: Lease | None) -> NetworkMember:
+    return NetworkMember(
+        guest=guest.name,
+        nic=index,
+        mac=guest.spec.nics[index].mac,
+        address4=lease.address4 if lease else "",
+        address6=lease.address6 if lease else "",
+        trashed=guest.in_trash,
+    )

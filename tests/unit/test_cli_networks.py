@@ -1,0 +1,76 @@
+"""`guest network ls|create|info|rm`, and networks in `guest launch` and `guest info`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guesthouse.model.device import Nic
+from guesthouse.model.network import NetworkKind
+
+from .cli_room import Room, make_room
+
+
+@pytest.fixture
+def guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Room]:
+    yield from make_room(tmp_path, monkeypatch, capfd)
+
+
+def test_create_sends_what_was_asked(guest: Room) -> None:
+    said = guest("network", "create", "lan", "--kind", "isolated", "--subnet6", "none",
+                 "--dhcp", "10.1.0.100 - 10.1.0.200", "--no-lan-access")  # fmt: skip
+    assert said.out.startswith("Created network lan (isolated, 10.150.0.0/24 and fd12:")
+    assert guest.bodies("POST", "/v1/networks") == [
+        {
+            "name": "lan",
+            "kind": "isolated",
+            "subnet4": None,
+            "subnet6": "",
+            "dhcp": {"first": "10.1.0.100", "last": "10.1.0.200"},
+            "domain": "",
+            "mtu": 1500,
+            "host_access": False,
+            "lan_access": False,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [("LAN",), ("lan", "--kind", "magic"), ("lan", "--dhcp", "10.0.0.1")]
+)
+def test_create_refuses_what_cannot_be(guest: Room, wrong: tuple[str, ...]) -> None:
+    assert guest("network", "create", *wrong).code == 2
+    assert guest.bodies("POST", "/v1/networks") == []
+
+
+def test_ls_info_and_rm(guest: Room) -> None:
+    assert "no networks yet" in guest("network", "ls").err
+    lan = guest.house.add_network("lan", NetworkKind.ISOLATED)
+    guest.house.add_network("default")
+    guest.house.add("db", nics=(Nic(mac="52:67:68:00:00:09", network=lan.id),))
+    address = f"10.150.0.{25 + len(guest.house.guests) - 1}"
+    lines = guest("network", "ls").out.splitlines()
+    assert lines[0].split() == ["NAME", "KIND", "IPV4", "IPV6", "GUESTS"]
+    row = ["lan", "isolated", "10.150.0.0/24", "fd12:3456:789a:1::/64", "db"]
+    assert lines[1].split() == row
+    assert [one["name"] for one in guest.json("network", "ls")] == ["lan", "default"]
+    info = guest("network", "info", "lan").out
+    assert "isolated: each other alone" in info and "the house is 10.150.0.1" in info
+    assert f"db     0     52:67:68:00:00:09  {address}" in info
+    assert guest.json("network", "info", "lan")["members"][0]["guest"] == "db"
+    assert "lan, 52:67:68:00:00:09" in guest("info", "db").out
+    said = guest("network", "rm", "--yes", "default", "nowhere")
+    assert said.code == 3 and "Nothing was removed" in said.err
+    assert guest("network", "rm", "--yes", "default").out == "Removed network default\n"
+    assert guest.house.seen[-2][:2] == ("DELETE", "/v1/networks/default")
+    assert [one["name"] for one in guest.json("network", "ls")] == ["lan"]
+
+
+def test_launch_sends_the_networks(guest: Room) -> None:
+    args = ("launch", "micro", "box", "--network", "lan", "--network", "builtin")
+    assert guest(*args).code == 0
+    assert guest.bodies("POST", "/v1/guests")[0]["networks"] == ["lan", "builtin"]

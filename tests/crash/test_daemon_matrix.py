@@ -33,7 +33,8 @@ from tests.crash.matrix import (
     sample,
     violations,
 )
-from tests.crash.verbs import VERBS, Trial, Verb, prepare
+from tests.crash.trials import Trial, Verb, prepare
+from tests.crash.verbs import VERBS
 from tests.e2e.conftest import until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.rootless]

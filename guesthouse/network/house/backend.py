@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,14 +23,15 @@ from guesthouse.model.host import Capability
 from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
-from guesthouse.network.house import links
 from guesthouse.network.house.hostside import Changes, HostSide, look
 from guesthouse.network.house.loading import Rules
+from guesthouse.network.house.mending import Mending
 from guesthouse.network.house.naming import Naming
 from guesthouse.network.house.publishing import Publishing, Where, where
 from guesthouse.network.house.seats import Key, Records, Seat
 from guesthouse.network.house.services import Services
 from guesthouse.network.house.uplink import Uplink
+from guesthouse.network.house.wiring import Wiring
 from guesthouse.network.rules.ruleset import PRIVATE, Ruleset
 from guesthouse.network.rules.text import Count
 
@@ -40,11 +40,6 @@ log = logging.getLogger(__name__)
 SERVICES = "network-services.json"
 RULES = "network-rules.json"
 SOCKET = "uplink.sock"
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 30.0
-"""Between attempts to make whole what broke, in seconds; doubled each time."""
-_STABLE_SECONDS = 10.0
-"""After which what was made whole counts as lasting."""
 
 
 class HouseNetwork:
@@ -67,17 +62,15 @@ class HouseNetwork:
         self._records_of_ours = (runtime / SERVICES, runtime / RULES)
         self._seats: dict[Key, Seat] = {}
         self._resting: set[Key] = set()
-        self._taps: dict[Key, int] = {}
-        self._links: links.Links = {}
+        self._wiring = Wiring(namespace)
         self._host = HostSide((), ())
         self._facts: Facts | None = None
         self._members: tuple[Member, ...] = ()
         self._one_at_a_time = asyncio.Lock()
         self._changes: Changes | None = None
         self._holder_watch: asyncio.Task[None] | None = None
-        self._mending: asyncio.Task[None] | None = None
-        self._is_open = self._broken = self._look_again = False
-        self._pause, self._broke_at = 0.0, 0.0
+        self._mending = Mending(self._mend)
+        self._is_open = self._look_again = False
 
     # --- the house's life ----------------------------------------------------------------------
 
@@ -177,7 +170,7 @@ class HouseNetwork:
             self._check_kind(seat)
             await self._enter()
             before = self._seats.get(seat.key)
-            fd = await self._tap(seat)
+            fd = await self._wiring.tap(seat)
             self._seats[seat.key] = seat
             self._resting.discard(seat.key)
             try:
@@ -308,14 +301,11 @@ class HouseNetwork:
             return
         if before is not None and before.net != facts.net:
             # All that we held is of a network that is gone.
-            self._close_taps()
+            self._wiring.close()
             self._publishing.forget()
             self._rules.forget()
         self._facts = facts
-        _none, listed, _features = await asyncio.gather(
-            self._naming.enter(), self._namespace.run(links.LIST), self._rules.features()
-        )
-        self._links = links.read_links(listed.out)
+        await asyncio.gather(self._naming.enter(), self._wiring.look(), self._rules.features())
         if self._holder_watch is not None:
             self._holder_watch.cancel()
         self._holder_watch = asyncio.create_task(self._watch_holder())
@@ -332,7 +322,7 @@ class HouseNetwork:
             await self._rules.load(await self._ruleset())
 
         async def wire() -> None:
-            await self._wire()
+            await self._wiring.settle(self._networks, self._seats.values())
             there = {network.id for network in self._networks}
             seats = [seat for seat in self._seats.values() if seat.network in there]
             await self._naming.settle(self._networks, seats)
@@ -340,28 +330,6 @@ class HouseNetwork:
         await _together(wire(), lead_out(), rule())
         await rule()  # of ports that were opened meanwhile; mostly there are none
         return failed
-
-    async def _wire(self) -> None:
-        there = {network.id for network in self._networks}
-        # A tap that is gone with its namespace is no seat's any more until its next start.
-        seats = [s for s in self._seats.values() if s.network in there and s.tap in self._links]
-        ipv6 = "ipv6" not in self._namespace.facts.lacks
-        wanted = links.wanted_links(self._networks, seats, ipv6=ipv6)
-        lines = links.changes(self._links, wanted, ipv6=ipv6)
-        if any(seat.network not in there for seat in self._seats.values()):
-            # A document that does not parse is no reason to cut its guests off.
-            lines = [line for line in lines if not line.startswith("link delete")]
-        if not lines:
-            return
-        try:
-            await self._namespace.run(links.BATCH, input="\n".join([*lines, ""]).encode())
-        except BaseException:
-            # What is there now is not known any more.
-            listed = await asyncio.shield(self._namespace.run(links.LIST))
-            self._links = links.read_links(listed.out)
-            raise
-        foreign = {name: link for name, link in self._links.items() if not links.is_ours(name)}
-        self._links = {**foreign, **wanted}
 
     async def _lead_out(self) -> dict[Where, GuesthouseError]:
         ways = (NetworkKind.NAT, NetworkKind.ROUTED)
@@ -372,39 +340,22 @@ class HouseNetwork:
         lost = await self._uplink.ensure()
         return await self._publishing.settle(self._awake, lost=lost)
 
-    async def _tap(self, seat: Seat) -> int:
-        """Open, or what is left of its last incarnation: without the frames that nobody took."""
-        fd = self._taps.get(seat.key)
-        if fd is None:
-            fd = self._taps[seat.key] = await self._namespace.tap(seat.tap)
-            self._links.setdefault(seat.tap, links.Link())
-        else:
-            await asyncio.to_thread(_drain, fd)
-        return fd
-
     def _forget(self, key: Key) -> None:
         self._seats.pop(key, None)
         self._resting.discard(key)
-        fd = self._taps.pop(key, None)
-        if fd is not None:
-            os.close(fd)
-
-    def _close_taps(self) -> None:
-        for fd in self._taps.values():
-            os.close(fd)
-        self._taps.clear()
+        self._wiring.drop(key)
 
     async def _let_go(self) -> None:
         if self._changes is not None:
             self._changes.close()
             self._changes = None
-        for task in (self._holder_watch, self._mending):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        self._holder_watch = self._mending = None
+        if self._holder_watch is not None:
+            self._holder_watch.cancel()
+            await asyncio.gather(self._holder_watch, return_exceptions=True)
+            self._holder_watch = None
+        await self._mending.close()
         await self._services.close()
-        self._close_taps()
+        self._wiring.close()
         self._facts, self._is_open = None, False
 
     # --- making whole --------------------------------------------------------------------------
@@ -413,48 +364,23 @@ class HouseNetwork:
         with suppress(Unavailable):
             await self._namespace.holder_ended()
             log.warning("the holder of the house's namespace ended; it gets a new one")
-            self._mend_soon()
+            self._mending.soon()
 
     def _service_ended(self, name: str) -> None:
         log.warning("%s of the house's network ended; it is started again", name)
-        self._mend_soon()
+        self._mending.soon()
 
     def _host_changed(self) -> None:
         self._look_again = True
-        self._mend_soon()
-
-    def _mend_soon(self) -> None:
-        self._broken = True
-        if self._mending is None or self._mending.done():
-            self._mending = asyncio.create_task(self._mend())
+        self._mending.soon()
 
     async def _mend(self) -> None:
-        """Until everything is whole. What dies again and again is tried less and less often."""
-        now = asyncio.get_running_loop().time
-        if now() - self._broke_at > _STABLE_SECONDS:
-            self._pause = 0.0
-        while self._broken:
-            await asyncio.sleep(self._pause)
-            self._broke_at, self._broken = now(), False
-            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-            try:
-                async with self._one_at_a_time:
-                    if self._look_again:
-                        self._host, self._look_again = await look(), False
-                    failed = await self._settle()
-            except (GuesthouseError, OSError) as error:
-                log.warning("the house's network is not whole yet: %s", error)
-                self._broken = True
-                continue
-            for why in failed.values():
-                log.warning("%s", why.message)
-
-
-def _drain(fd: int) -> None:
-    os.set_blocking(fd, False)
-    with suppress(BlockingIOError, OSError):
-        for _ in range(10_000):
-            os.read(fd, 65536)
+        async with self._one_at_a_time:
+            if self._look_again:
+                self._host, self._look_again = await look(), False
+            failed = await self._settle()
+        for why in failed.values():
+            log.warning("%s", why.message)
 
 
 async def _together(*work: Awaitable[None]) -> None:

@@ -47,11 +47,11 @@ async def said(drivers: DriverHouse, guest: Guest, *argv: str) -> str:
         await agent.close()
 
 
-async def pings(drivers: DriverHouse, guest: Guest, whom: str) -> None:
+async def pings(drivers: DriverHouse, guest: Guest, whom: str, *flags: str) -> None:
     """Until it answers: the guest is given its address some time after it came up."""
     async with asyncio.timeout(SECONDS):
         while "1 packets received" not in (
-            text := await said(drivers, guest, "ping", "-c", "1", "-W", "2", whom)
+            text := await said(drivers, guest, "ping", *flags, "-c", "1", "-W", "2", whom)
         ):
             assert "applet not found" not in text
             await asyncio.sleep(0.5)
@@ -66,6 +66,7 @@ async def test_two_guests_ping_each_other_by_name(house: tuple[DriverHouse, Test
     running: list[Running] = [await up(drivers, web), await up(drivers, db)]
     await pings(drivers, web, "db")
     await pings(drivers, db, "web")
+    await pings(drivers, db, "web", "-6")
     host, inside = identity("net"), nets.namespace.facts.net
     own = {identity("net", one.record.pid) for one in running}
     assert len(own) == 2 and not own & {host, f"net:[{inside}]"}

@@ -50,6 +50,7 @@ def written(of: Network) -> str:
     parts = {
         "dnsmasq": dnsmasq.configuration(of),
         dnsmasq.cards_file(of): dnsmasq.cards(seats),
+        dnsmasq.options_file(of): dnsmasq.options(seats),
         dnsmasq.names_file(of): dnsmasq.names(of, seats),
         "ip": "\n".join([*links.changes(taps(seats), links.wanted_links([of], seats)), ""]),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                got = connection.recv(65536)
+                got = _request(connection)
                 if requests is not None:
                     requests.append(got)
                 with suppress(BrokenPipeError):  # a client may leave in the middle
@@ -53,6 +54,18 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
     listener.close()
     for thread in threads:
         thread.join(10)
+
+
+def _request(connection: socket.socket) -> bytes:
+    """Head and body, in however many pieces they come."""
+    got = connection.recv(65536)
+    while b"\r\n\r\n" not in got:
+        got += connection.recv(65536)
+    head, _, body = got.partition(b"\r\n\r\n")
+    counted = re.search(rb"Content-Length: (\d+)", head)
+    while counted and len(body) < int(counted[1]):
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
 
 
 def test_counted_body_in_small_pieces(scripted: Scripted) -> None:

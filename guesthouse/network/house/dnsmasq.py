@@ -5,7 +5,8 @@ send from these alone. So it needs no memory of its own (`leasefile-ro`), and ma
 started again without anybody noticing. IPv6 addresses come by DHCPv6: the advertisements say so
 (managed, not autonomous), since an address that a guest makes up would be dropped.
 
-Facts: dnsmasq(8) 2.90; dnsmasq reads `dhcp-hostsfile` and `addn-hosts` again at SIGHUP.
+Facts: dnsmasq(8) 2.90; dnsmasq reads `dhcp-hostsfile`, `dhcp-optsfile` and `addn-hosts` again at
+SIGHUP.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ SERVICE = 0
 UPSTREAM = ("10.0.2.3", "fd00::3")
 """The uplink's resolvers: they ask those of the host's /etc/resolv.conf as it is by then."""
 
+ADDRESS6_OPTION = 224
+"""The first of DHCP's options for whoever runs a site (RFC 3942 section 2): the card's IPv6 address
+in 16 octets. Our micro guest asks for it."""
+
 _LEASE = "1h"
 _CAPABILITIES = "+net_admin,+net_bind_service,+net_raw"
 
@@ -43,6 +48,7 @@ def configuration(network: Network, *, ipv6: bool = True) -> str:
         "bind-interfaces",
         f"pid-file={PIDS}/{bridge}",
         f"dhcp-hostsfile={cards_file(network)}",
+        f"dhcp-optsfile={options_file(network)}",
         f"addn-hosts={names_file(network)}",
         "no-hosts",
         "no-resolv",
@@ -97,8 +103,23 @@ def cards(seats: Iterable[Seat]) -> str:
         four, six = seat.address(4), seat.address(6)
         known = [part for part in (four, f"[{six}]" if six else "") if part]
         if known:
-            lines.append(",".join((seat.mac, *known, seat.name, _LEASE)))
+            mark = [f"set:{seat.tap}"] if _has_both(seat) else []
+            lines.append(",".join((seat.mac, *mark, *known, seat.name, _LEASE)))
     return "".join(f"{line}\n" for line in lines)
+
+
+def options(seats: Iterable[Seat]) -> str:
+    """What DHCP tells single cards, for `dhcp-optsfile`: the IPv6 address beside the IPv4 one, for
+    guests that have no DHCPv6 client."""
+    lines = []
+    for seat in filter(_has_both, seats):
+        packed = ipaddress.IPv6Address(seat.address(6)).packed
+        lines.append(f"tag:{seat.tap},{ADDRESS6_OPTION},{packed.hex(':')}\n")
+    return "".join(lines)
+
+
+def _has_both(seat: Seat) -> bool:
+    return bool(seat.address(4) and seat.address(6))
 
 
 def names(network: Network, seats: Iterable[Seat]) -> str:
@@ -117,6 +138,10 @@ def names(network: Network, seats: Iterable[Seat]) -> str:
 
 def cards_file(network: Network) -> str:
     return f"{RUN}/{network.bridge}.cards"
+
+
+def options_file(network: Network) -> str:
+    return f"{RUN}/{network.bridge}.options"
 
 
 def names_file(network: Network) -> str:

@@ -51,6 +51,7 @@ class Naming:
     async def _one(self, network: Network, seats: Sequence[Seat]) -> None:
         texts = {
             dnsmasq.cards_file(network): dnsmasq.cards(seats),
+            dnsmasq.options_file(network): dnsmasq.options(seats),
             dnsmasq.names_file(network): dnsmasq.names(network, seats),
         }
         changed = await asyncio.to_thread(self._write, texts)

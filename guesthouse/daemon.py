@@ -51,6 +51,7 @@ from guesthouse.operations.guest_ids import forget_ids, give_back_ids
 from guesthouse.operations.house import House
 from guesthouse.operations.networks import (
     StoreRecords,
+    leave_card,
     leave_networks,
     members,
     open_network,
@@ -158,6 +159,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             settings=settings,
             facts=probed,
             leave_networks=partial(leave_networks, network, records),
+            leave_card=partial(leave_card, network, records),
             give_back_ids=partial(give_back_ids, identities),
             refresh_networks=network.refresh,
             recover_networks=partial(recover_networks, network, records, view),

@@ -30,6 +30,7 @@ from guesthouse.api.routes.host import HOST_ROUTES
 from guesthouse.api.routes.images import IMAGE_ROUTES
 from guesthouse.api.routes.jobs import JOB_ROUTES
 from guesthouse.api.routes.networks import NETWORK_ROUTES
+from guesthouse.api.routes.nics import NIC_ROUTES
 from guesthouse.api.routes.shares import SHARE_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
@@ -63,6 +64,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *HOST_ROUTES,
             *SHARE_ROUTES,
             *NETWORK_ROUTES,
+            *NIC_ROUTES,
             *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,

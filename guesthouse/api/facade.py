@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guesthouse.model.job import Job
     from guesthouse.model.network import Network
     from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
+    from guesthouse.model.nics import NicChange, NicRequest, NicView
     from guesthouse.model.reports import (
         BuildImageRequest,
         DeleteRequest,
@@ -47,6 +48,18 @@ if TYPE_CHECKING:
     from guesthouse.store.view import View
 
 
+class Nics(Protocol):
+    """Network cards of guests. `which` is a card's number or MAC address; else as `House`."""
+
+    def list(self, ref: str) -> list[NicView]: ...
+
+    async def add(self, ref: str, wanted: NicRequest, requester: str) -> Job: ...
+
+    async def change(self, ref: str, which: str, change: NicChange, requester: str) -> Job: ...
+
+    async def remove(self, ref: str, which: str, requester: str) -> Job: ...
+
+
 class House(Protocol):
     """Methods that answer a `Job` return as soon as it is durable.
 
@@ -59,6 +72,9 @@ class House(Protocol):
 
     @property
     def jobs(self) -> JobRunner: ...
+
+    @property
+    def nics(self) -> Nics: ...
 
     @property
     def facts(self) -> HostFacts:

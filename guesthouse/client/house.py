@@ -21,6 +21,7 @@ from guesthouse.model.host import HostFacts
 from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
 from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
+from guesthouse.model.nics import NicChange, NicRequest, NicView
 from guesthouse.model.reports import (
     BuildImageRequest,
     EmptyRequest,
@@ -179,6 +180,19 @@ class House:
         where = guest_path(ref, f"shares/{quote(share, safe='')}")
         return self._write("DELETE", where + query, None)
 
+    def nics(self, ref: str) -> list[NicView]:
+        return self._get(guest_path(ref, "nics"), list[NicView])
+
+    def add_nic(self, ref: str, request: NicRequest) -> Job:
+        return self._write("POST", guest_path(ref, "nics"), request)
+
+    def change_nic(self, ref: str, which: str, change: NicChange) -> Job:
+        """:param which: the card's number or MAC address."""
+        return self._write("PATCH", nic_path(ref, which), change)
+
+    def remove_nic(self, ref: str, which: str) -> Job:
+        return self._write("DELETE", nic_path(ref, which), None)
+
     def screenshot(self, ref: str) -> bytes:
         """A PNG."""
         return self.transport.request(
@@ -309,6 +323,11 @@ def guest_path(ref: str, below: str = "") -> str:
 def trash_path(ref: str, below: str = "") -> str:
     """As `guest_path`, of a guest in the trash."""
     return _path("trash", _checked(ref, "guest"), below)
+
+
+def nic_path(ref: str, which: str) -> str:
+    """Of the card of that number or MAC address."""
+    return guest_path(ref, f"nics/{quote(_checked(which, 'network card'), safe='')}")
 
 
 def network_path(ref: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from guesthouse.model.device import DiskDevice, Publish
+from guesthouse.model.device import DiskDevice, Nic, Publish
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.model.image import BootFiles
@@ -77,7 +77,8 @@ class DriverEvent(NamedTuple):
     """Something that a running guest did by itself.
 
     :ivar kind: `paused`, `resumed`, `reset`, `powerdown`, `panic`, `io-error`, `watchdog`,
-        `shutdown`, `agent-open`, `agent-close`, `ssh-open`, `exit`, `lost` (the connection broke).
+        `shutdown`, `agent-open`, `agent-close`, `ssh-open`, `unplugged`, `unplug-refused`, `exit`,
+        `lost` (the connection broke).
     :ivar detail: the engine's own words, for logs.
     """
 
@@ -126,7 +127,10 @@ class Running(Protocol):
         ...
 
     async def publish(self, nic: int, port: Publish) -> Publish:
-        """Open a port live and answer it with its real `host_port`. :raise PortTaken:"""
+        """Open a port live on the card of that number; answers it with its real `host_port`.
+
+        :raise PortTaken: :raise InvalidInput: there is no such card.
+        """
         ...
 
     async def unpublish(self, nic: int, port: Publish) -> None: ...
@@ -143,6 +147,36 @@ class Running(Protocol):
 
     async def unplug_port(self, name: str) -> None:
         """Take such a port away, live; its connection is closed. Not there is fine."""
+        ...
+
+    async def plug_nic(self, nic: Nic) -> None:
+        """Plug a card into its hot-plug port, live. It is there already: fine.
+
+        :raise InvalidInput: it has no such port. :raise Conflict: another card has that number.
+        :raise EngineError: this process has no free port.
+        """
+        ...
+
+    async def unplug_nic(self, index: int) -> None:
+        """Pull the card of that number, live: the guest is asked to let go of it, and has until
+        the deadline. Not there is fine.
+
+        :raise InvalidTransition: it is soldered in. :raise DeadlineExceeded: the guest did not
+            answer; it may still let go later. :raise Conflict: it refused.
+        """
+        ...
+
+    async def move_nic(self, nic: Nic) -> None:
+        """The card of that number is on another network, or has other addresses: the guest keeps
+        the card. Its link goes down and comes up again, so that the guest asks for its address.
+
+        :raise NotFound: there is no such card.
+        :raise InvalidTransition: it would come to the engine's own network, or leaves that.
+        """
+        ...
+
+    async def set_link(self, index: int, *, up: bool) -> None:
+        """As the cable of a card is pulled and put back. :raise NotFound: no such card."""
         ...
 
     def events(self) -> AsyncIterator[DriverEvent]:

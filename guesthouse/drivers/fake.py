@@ -8,14 +8,14 @@ strict as QEMU about what may be done when, and can be told to fail, and guests 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import struct
 import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from guesthouse.drivers.base import (
     SERIAL_LOG,
@@ -25,7 +25,9 @@ from guesthouse.drivers.base import (
     Resources,
 )
 from guesthouse.drivers.events import Fanout
+from guesthouse.drivers.fake_cards import FakeCards
 from guesthouse.drivers.fake_guest import FakeGuest
+from guesthouse.drivers.fake_process import FakeProcess
 from guesthouse.errors import (
     Conflict,
     GuesthouseError,
@@ -35,7 +37,7 @@ from guesthouse.errors import (
     QmpFailed,
 )
 from guesthouse.host.process import boot_id
-from guesthouse.model.device import Publish, parse_publish
+from guesthouse.model.device import Nic, Publish
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.network.ports import overlap, reserve
 
@@ -121,6 +123,7 @@ class FakeDriver:
             state="paused" if paused else "running",
             reason="starting" if paused else "",
             ports=[str(port) for nic in guest.spec.nics for port in nic.ports],
+            nics=msgspec.to_builtins(guest.spec.nics),
         )
         record = _record(guest, resources.boot, incarnation, pid, self.boot)
         with (resources.state / SERIAL_LOG).open("a") as log:
@@ -189,9 +192,10 @@ class FakeDriver:
     async def _begin(
         self, guest: Guest, resources: Resources, record: LaunchRecord, process: FakeProcess
     ) -> FakeRunning:
-        inside = FakeGuest(guest, resources.runtime, lambda r: self.exit_guest(guest.id, r))
+        cards = FakeCards(process.nics)
+        inside = FakeGuest(guest, resources.runtime, lambda r: self.exit_guest(guest.id, r), cards)
         await inside.open()
-        running = FakeRunning(self, record, process, inside)
+        running = FakeRunning(self, record, process, inside, cards)
         self._running[process.key] = running
         return running
 
@@ -209,69 +213,21 @@ class FakeDriver:
         return _FIRST_PID + len(list(self._folder.glob("*.json")))
 
 
-class FakeProcess:
-    """One process, as a file."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.key = key
-        self._path = folder / f"{key}.json"
-
-    @property
-    def exists(self) -> bool:
-        return self._path.exists()
-
-    @property
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self._path.read_text())
-        return facts
-
-    def create(self, **facts: object) -> None:
-        self._path.write_text(json.dumps({"exit": None, **facts}))
-
-    def update(self, **facts: object) -> None:
-        self._path.write_text(json.dumps({**self._facts, **facts}))
-
-    def end(self, end: Exit) -> None:
-        self.update(exit=[end.reason, end.message], ports=[])
-
-    def alive(self, boot: str) -> bool:
-        return self.exit is None and self._facts["boot"] == boot
-
-    @property
-    def exit(self) -> Exit | None:
-        found = self._facts["exit"]
-        return Exit(*found) if found else None
-
-    @property
-    def guest(self) -> str:
-        return str(self._facts["guest"])
-
-    @property
-    def pid(self) -> int:
-        return int(self._facts["pid"])
-
-    @property
-    def state(self) -> tuple[str, str]:
-        return self._facts["state"], self._facts["reason"]
-
-    @property
-    def ports(self) -> list[Publish]:
-        return [parse_publish(text) for text in self._facts["ports"]]
-
-    @ports.setter
-    def ports(self, ports: Sequence[Publish]) -> None:
-        self.update(ports=[str(port) for port in ports])
-
-
 class FakeRunning:
     """Keeps `Running`'s contract."""
 
     def __init__(
-        self, driver: FakeDriver, record: LaunchRecord, process: FakeProcess, inside: FakeGuest
+        self,
+        driver: FakeDriver,
+        record: LaunchRecord,
+        process: FakeProcess,
+        inside: FakeGuest,
+        cards: FakeCards,
     ) -> None:
         self.fan = Fanout()
         self._driver, self._record, self._process = driver, record, process
         self._inside = inside
+        self.cards = cards
         self._end = asyncio.Event()
         self._cleaning: asyncio.Task[None] | None = None
         self._plugged: dict[str, int] = {}
@@ -337,7 +293,7 @@ class FakeRunning:
 
     async def publish(self, nic: int, port: Publish) -> Publish:
         self._enter("publish")
-        self._check_nic(nic)
+        self.cards.require(nic)
         real = await reserve(port, {}, privileged=False)
         self._driver.check_port(real)
         self._process.ports = [*self._process.ports, real]
@@ -345,7 +301,7 @@ class FakeRunning:
 
     async def unpublish(self, nic: int, port: Publish) -> None:
         self._enter("unpublish")
-        self._check_nic(nic)
+        self.cards.require(nic)
         self._process.ports = [p for p in self._process.ports if not overlap(p, port)]
 
     async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
@@ -357,6 +313,29 @@ class FakeRunning:
         self._enter("unplug_port")
         if name in self._plugged:
             os.close(self._plugged.pop(name))
+
+    async def plug_nic(self, nic: Nic) -> None:
+        self._enter("plug_nic")
+        self.cards.plug(nic)
+        self._process.nics = self.cards.nics.values()
+
+    async def unplug_nic(self, index: int) -> None:
+        paused = self._enter("unplug_nic")[0] == "paused"
+        there = index in self.cards.nics
+        self.cards.unplug(index, paused=paused)
+        self._process.nics = self.cards.nics.values()
+        if there:
+            self.fan.send(DriverEvent("unplugged", {"device": f"nic{index}"}))
+
+    async def move_nic(self, nic: Nic) -> None:
+        self._enter("move_nic")
+        self.cards.move(nic)
+        self._process.nics = self.cards.nics.values()
+
+    async def set_link(self, index: int, *, up: bool) -> None:
+        self._enter("set_link")
+        self.cards.link(index, up=up)
+        self._process.nics = self.cards.nics.values()
 
     def events(self) -> AsyncIterator[DriverEvent]:
         return self.fan.listen()
@@ -390,10 +369,6 @@ class FakeRunning:
         if self._process.exit is not None:
             raise NotFound("The guest's process has ended.", pid=self._record.pid)
         return self._process.state
-
-    def _check_nic(self, nic: int) -> None:
-        if not 0 <= nic < len(self._record.spec.nics):
-            raise InvalidInput(f"The guest has no network card {nic}.", field="nic")
 
 
 def _check_resources(resources: Resources) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import asyncssh
 
 from guesthouse.drivers.base import AGENT_SOCKET, SSH_SOCKET
+from guesthouse.drivers.fake_cards import FakeCards
 from guesthouse.drivers.qemu.opening import listen
 from guesthouse.model.guest import Guest
 
@@ -33,8 +34,11 @@ _ANSWERS: Mapping[str, object] = {
 class FakeGuest:
     """:param end: called with the reason when the guest is told from inside to end."""
 
-    def __init__(self, guest: Guest, runtime: Path, end: Callable[[str], None]) -> None:
+    def __init__(
+        self, guest: Guest, runtime: Path, end: Callable[[str], None], cards: FakeCards
+    ) -> None:
         self._guest, self._runtime, self._end = guest, runtime, end
+        self._cards = cards
         self._agent: asyncio.Server | None = None
         self._ssh: asyncssh.SSHAcceptor | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -92,25 +96,13 @@ class FakeGuest:
         if command in {"guest-sync-delimited", "guest-sync"}:
             return {"return": arguments["id"]}
         if command == "guest-network-get-interfaces":
-            return {"return": self._interfaces()}
+            return {"return": self._cards.interfaces()}
         if command == "guest-get-host-name":
             return {"return": {"host-name": self._guest.name}}
         if command in _ANSWERS:
             return {"return": _ANSWERS[command]}
         text = f"The command {command} has not been found"
         return {"error": {"class": "CommandNotFound", "desc": text}}
-
-    def _interfaces(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": f"eth{index}",
-                "hardware-address": nic.mac,
-                "ip-addresses": [
-                    {"ip-address-type": "ipv4", "ip-address": f"10.0.2.{15 + index}", "prefix": 24}
-                ],
-            }
-            for index, nic in enumerate(self._guest.spec.nics)
-        ]
 
 
 class _Server(asyncssh.SSHServer):

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
-from guesthouse.errors import InvalidInput
+import msgspec
+
+from guesthouse.errors import Conflict, InvalidInput
 from guesthouse.model.document import Noun
 
 # Locally administered unicast prefix of our own (IEEE 802: second-least bit of the first octet).
 MAC_PREFIX = "52:67:68"
+MAX_CARDS = 8
 _SSH = 22
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+# Bridges of the house have the first; its end of a guest's card has the second.
+_HOUSE_MACS = ("52:67:69:", "fe:")
 # How this host reaches what listens everywhere.
 _NEAR = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing is bound here
 
@@ -62,17 +69,39 @@ class Publish(Noun, kw_only=True, frozen=True):
         return f"{host}:{self.host_port}:{self.guest_port}/{self.protocol.value}"
 
 
+class Link(StrEnum):
+    """Of a card: `down` is as if its cable were pulled."""
+
+    UP = "up"
+    DOWN = "down"
+
+
 class Nic(Noun, kw_only=True, frozen=True):
     """A network card.
 
     :ivar mac: stored, never derived from a name.
     :ivar network: `builtin` is QEMU's own user networking, one per guest; else the id of a network
         of the house, which a new name does not change.
+    :ivar index: its number among the guest's cards, by which it is called. It stays when others
+        go. Below 0: not numbered yet; a guest's spec numbers it (see `numbered`).
+    :ivar plug: the machine's hot-plug port that it is in; null: it is soldered in, and cannot be
+        pulled while the guest runs.
+    :ivar address4: fixed; empty: the house chooses one, which it keeps. `address6`: likewise.
     """
 
     mac: str
     network: str = "builtin"
     ports: tuple[Publish, ...] = ()
+    index: int = -1
+    plug: int | None = None
+    address4: str = ""
+    address6: str = ""
+    link: Link = Link.UP
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The addresses that its user chose."""
+        return tuple(text for text in (self.address4, self.address6) if text)
 
 
 def ssh_login(nics: Iterable[Nic]) -> str:
@@ -82,6 +111,56 @@ def ssh_login(nics: Iterable[Nic]) -> str:
             host = _NEAR.get(port.host_ip, port.host_ip)
             return f"ssh -p {port.host_port} USER@{host}"
     return ""
+
+
+def numbered(nics: Iterable[Nic]) -> tuple[Nic, ...]:
+    """Those without a number get the lowest that is free: in old documents, their place."""
+    nics = tuple(nics)
+    taken = {nic.index for nic in nics}
+    free = (index for index in range(len(nics)) if index not in taken)
+    return tuple(
+        nic if nic.index >= 0 else msgspec.structs.replace(nic, index=next(free)) for nic in nics
+    )
+
+
+def free_index(nics: Iterable[Nic]) -> int:
+    """Number of a card that comes. :raise Conflict: there are as many as can be."""
+    taken = {nic.index for nic in nics}
+    for index in range(MAX_CARDS):
+        if index not in taken:
+            return index
+    raise Conflict(
+        f"The guest has {MAX_CARDS} network cards already, as many as can be.",
+        hint="Remove one first: guest nic rm",
+    )
+
+
+def free_plug(nics: Iterable[Nic]) -> int:
+    """The lowest port of the machine that no card is in; there are as many as cards can be."""
+    taken = {nic.plug for nic in nics}
+    return next(port for port in range(MAX_CARDS) if port not in taken)
+
+
+def check_mac(text: str, *, field: str = "mac") -> str:
+    """The address as it is stored. :raise InvalidInput: no card can have it."""
+    mac = text.strip().lower().replace("-", ":")
+    if not _MAC.fullmatch(mac) or mac == "00:00:00:00:00:00":
+        raise InvalidInput(
+            f"{text!r} is not a MAC address.", hint=f"Write six bytes: {new_mac()}", field=field
+        )
+    if int(mac[:2], 16) & 1:
+        raise InvalidInput(
+            f"{mac} is the address of a group, not of one card.",
+            hint=f"The first byte must be even: {new_mac()}",
+            field=field,
+        )
+    if mac.startswith(_HOUSE_MACS):
+        raise InvalidInput(
+            f"{mac} begins as the house's own addresses do.",
+            hint=f"Use another, for example {new_mac()}",
+            field=field,
+        )
+    return mac
 
 
 def new_mac() -> str:

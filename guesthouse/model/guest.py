@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import msgspec
+
 from guesthouse.errors import InvalidInput
-from guesthouse.model.device import Disk, Nic, check_publish
+from guesthouse.model.device import Disk, Nic, check_publish, numbered
 from guesthouse.model.document import Document, Noun
 from guesthouse.model.image import Seed
 from guesthouse.model.names import check_name
@@ -105,6 +107,23 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     ssh_port: bool = True
     keys: tuple[str, ...] = ()
     shares: tuple[Share, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(nic.index < 0 for nic in self.nics):
+            msgspec.structs.force_setattr(self, "nics", numbered(self.nics))
+
+    def nic(self, index: int) -> Nic | None:
+        return next((nic for nic in self.nics if nic.index == index), None)
+
+    def with_nic(self, nic: Nic) -> GuestSpec:
+        """With that card, in place of the one of its number if there is one; sorted by number."""
+        others = (one for one in self.nics if one.index != nic.index)
+        nics = sorted((*others, nic), key=lambda one: one.index)
+        return msgspec.structs.replace(self, nics=tuple(nics))
+
+    def without_nic(self, index: int) -> GuestSpec:
+        kept = tuple(one for one in self.nics if one.index != index)
+        return msgspec.structs.replace(self, nics=kept)
 
 
 class GuestStatus(Noun, kw_only=True, frozen=True):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, structs
 
+from guesthouse.model.device import Nic
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
 from guesthouse.model.network import DhcpRange, Lease, Network, NetworkKind
@@ -15,7 +16,6 @@ BUILTIN = "builtin"
 """In place of a network's name: the engine's own user networking, one for each guest."""
 DEFAULT = "default"
 """Name of the network of guests that name none; the house makes it when it is first needed."""
-MAX_CARDS = 8
 
 NetworkName = Annotated[str, Meta(min_length=1, max_length=256)]
 Cidr = Annotated[str, Meta(max_length=64)]
@@ -61,7 +61,7 @@ class NetworkChange(Noun, kw_only=True, frozen=True):
 class NetworkMember(Noun, kw_only=True, frozen=True):
     """A card of a guest on a network.
 
-    :ivar guest: its name. :ivar nic: 0 is the guest's first card.
+    :ivar guest: its name. :ivar nic: number of the card.
     :ivar address4: empty until it was first started there, as `address6`.
     :ivar trashed: the guest is in the trash.
     """
@@ -91,9 +91,9 @@ class NetworkView(Network, kw_only=True, frozen=True):
         """Members sorted by name, those in the trash last."""
         known = {(one.guest, one.nic): one for one in leases if one.network == network.id}
         members = [
-            _member(guest, index, known.get((guest.id, index)))
+            _member(guest, nic, known.get((guest.id, nic.index)))
             for guest in guests
-            for index, nic in enumerate(guest.spec.nics)
+            for nic in guest.spec.nics
             if nic.network == network.id
         ]
         members.sort(key=lambda one: (one.trashed, one.guest, one.nic))
@@ -105,12 +105,12 @@ class NetworkView(Network, kw_only=True, frozen=True):
         )
 
 
-def _member(guest: Guest, index: int, lease: Lease | None) -> NetworkMember:
+def _member(guest: Guest, nic: Nic, lease: Lease | None) -> NetworkMember:
     return NetworkMember(
         guest=guest.name,
-        nic=index,
-        mac=guest.spec.nics[index].mac,
-        address4=lease.address4 if lease else "",
-        address6=lease.address6 if lease else "",
+        nic=nic.index,
+        mac=nic.mac,
+        address4=nic.address4 or (lease.address4 if lease else ""),
+        address6=nic.address6 or (lease.address6 if lease else ""),
         trashed=guest.in_trash,
     )

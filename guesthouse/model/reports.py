@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, structs
 
-from guesthouse.model.device import Protocol, Publish
+from guesthouse.model.device import MAX_CARDS, Protocol, Publish
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import (
     LONGEST,
@@ -26,7 +26,8 @@ from guesthouse.model.guest import (
     ShutdownAction,
 )
 from guesthouse.model.image import Image
-from guesthouse.model.networking import MAX_CARDS, NetworkName
+from guesthouse.model.networking import NetworkName
+from guesthouse.model.nics import NicRequest
 from guesthouse.model.share import MAX_SHARES
 from guesthouse.model.sharing import ShareRequest
 
@@ -79,6 +80,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     :ivar shares: folders of this host that it has from the start.
     :ivar networks: one for each network card, by name or id; `builtin` is a network of the guest's
         own. None named: the network `default`, or `builtin` where this host has no networks.
+    :ivar nics: instead of `networks`: its cards, each with its network and what is fixed of it.
     """
 
     image: Line
@@ -102,6 +104,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     network_config: UserData = ""
     shares: Annotated[tuple[ShareRequest, ...], Meta(max_length=MAX_SHARES)] = ()
     networks: Annotated[tuple[NetworkName, ...], Meta(max_length=MAX_CARDS)] = ()
+    nics: Annotated[tuple[NicRequest, ...], Meta(max_length=MAX_CARDS)] = ()
 
 
 class StartRequest(Noun, kw_only=True, frozen=True):

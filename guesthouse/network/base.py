@@ -6,7 +6,7 @@ lends the backend its monitor for what changes while the guest runs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from guesthouse.model.device import Nic, Publish
@@ -32,14 +32,16 @@ class Attachment(NamedTuple):
 
     :ivar netdev: value of QEMU's `-netdev`, escaped; `{fd}` in it stands for the number at which
         the engine finds `fd`. :ivar fd: an open tap, owned by the backend, or None.
+    :ivar live: the same as arguments of QMP's `netdev_add`, without `fd`.
     """
 
     netdev: str
     fd: int | None = None
+    live: Mapping[str, object] = {}
 
 
 class NetworkBackend(Protocol):
-    """Cards are told apart by guest id and index (0 is the first card of a guest)."""
+    """Cards are told apart by guest id and index (the number that a card keeps)."""
 
     @property
     def name(self) -> str: ...
@@ -51,6 +53,12 @@ class NetworkBackend(Protocol):
         """Make ready for a start; idempotent, and kept across incarnations until `detach`.
 
         :raise InvalidInput: the card asks for what this network cannot do.
+        """
+        ...
+
+    async def change(self, guest: str, nic: Nic, index: int, *, hostname: str) -> None:
+        """A card that is in use comes to another network of this backend, or has other addresses;
+        the engine's end of it stays. Idempotent. Raises as `attach`.
         """
         ...
 

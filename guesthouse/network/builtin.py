@@ -36,6 +36,18 @@ def netdev(nic: Nic, index: int, *, hostname: str, ipv6: bool = True) -> str:
     return ",".join(options)
 
 
+def netdev_live(nic: Nic, index: int, *, hostname: str) -> dict[str, object]:
+    """The same as arguments of QMP's `netdev_add` (qapi/net.json). Raises as `netdev`."""
+    return {
+        "type": "user",
+        "id": netdev_id(index),
+        "hostname": hostname,
+        "ipv4": True,
+        "ipv6": True,
+        "hostfwd": [{"str": _forward(port)} for port in nic.ports],
+    }
+
+
 def escape(value: str) -> str:
     """`value` as QEMU's option syntax wants it: a comma is written twice."""
     return value.replace(",", ",,")
@@ -93,7 +105,12 @@ class Builtin:
     capabilities = NetworkCapabilities(guest_to_guest=False, live_publish=True, ipv6_publish=False)
 
     async def attach(self, guest: str, nic: Nic, index: int, *, hostname: str) -> Attachment:
-        return Attachment(netdev(nic, index, hostname=hostname))
+        return Attachment(
+            netdev(nic, index, hostname=hostname), live=netdev_live(nic, index, hostname=hostname)
+        )
+
+    async def change(self, guest: str, nic: Nic, index: int, *, hostname: str) -> None:
+        """Each of these networks is the card's own, with addresses of its own."""
 
     async def rest(self, guest: str, index: int) -> None:
         """The ports ended with the guest's process."""

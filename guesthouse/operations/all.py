@@ -21,6 +21,7 @@ from guesthouse.operations.lifecycle import (
     Stop,
 )
 from guesthouse.operations.networking import ChangeNetwork, CreateNetwork, RemoveNetwork
+from guesthouse.operations.nics import AddNic, RemoveNic, SetNic
 from guesthouse.operations.recovery import Recover
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.sharing import AddShare, RemoveShare
@@ -50,6 +51,9 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         UnpublishPort,
         AddShare,
         RemoveShare,
+        AddNic,
+        SetNic,
+        RemoveNic,
     ):
         registry.register(kind(rooms))
     registry.register(CreateNetwork(rooms))

@@ -26,9 +26,11 @@ from guesthouse.model.guest import (
 )
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image, Seed
+from guesthouse.model.nics import NicRequest
 from guesthouse.model.share import Share
 from guesthouse.model.states import GuestState
 from guesthouse.model.volume import Volume
+from guesthouse.operations.addresses import check_cards
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
 from guesthouse.operations.disks import Disks, add_nvram, add_root, add_seed, root_volume
 from guesthouse.operations.joining import (
@@ -77,6 +79,7 @@ class LaunchParams(GuestParams, kw_only=True, frozen=True):
     ssh_keys: tuple[str, ...] = ()
     shares: tuple[Share, ...] = ()
     networks: tuple[str, ...] = ()
+    nics: tuple[NicRequest, ...] = ()
 
 
 class Launch(GuestOperation[LaunchParams]):
@@ -184,7 +187,8 @@ async def forget_orphaned(rooms: Rooms) -> None:
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
     """Make the guest durable, all or nothing, under a number that no other guest has.
 
-    :raise NotFound: a network of its is gone. :raise NameTaken:
+    :raise NotFound: a network of its is gone. :raise NameTaken: :raise Conflict: an address that
+        it is to have is another card's.
     :raise RevisionConflict: the image changed or went meanwhile.
     """
     documents = rooms.documents
@@ -202,6 +206,7 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Vo
         try:
             async with rooms.networks_change:
                 await require_networks(rooms, guest.spec.nics)
+                check_cards(rooms.view, guest.id, guest.spec.nics)
                 await rooms.view.wait_for(await documents.store.commit(ops))
             return guest
         except RevisionConflict as conflict:
@@ -236,7 +241,7 @@ def _document(
         cpus=params.cpus,
         memory=params.memory or (ROOMY if image.volume else SMALL),
         disks=tuple(disks),
-        nics=cards(rooms, params.networks, ids, params.publish),
+        nics=cards(rooms, params.networks, ids, params.publish, params.nics),
         firmware=params.firmware,
         boot=_boot(image, params.firmware),
         machine=facts.qemu.machine if facts.qemu else "",

@@ -9,12 +9,11 @@ import msgspec
 from guesthouse.drivers.base import Running
 from guesthouse.errors import InvalidInput, InvalidTransition, NotFound, RevisionConflict
 from guesthouse.jobs.context import JobContext
-from guesthouse.model.device import Disk, Nic, Protocol, Publish
+from guesthouse.model.device import Disk, Protocol, Publish
 from guesthouse.model.guest import (
     Autostart,
     Firmware,
     Guest,
-    GuestSpec,
     OnPanic,
     ShutdownAction,
     check_spec,
@@ -177,20 +176,20 @@ class PublishPort(GuestOperation[PublishParams]):
         guest = await self.rooms.guest(params.guest)
         if not guest.spec.nics:
             raise InvalidInput(f"Guest {guest.name!r} has no network card.", field="nics")
-        nic = port_card(guest.spec.nics, self.rooms)
-        if nic is None:
+        card = port_card(guest.spec.nics, self.rooms)
+        if card is None:
             raise InvalidInput(
                 f"Guest {guest.name!r} is on isolated networks only: nothing comes in from "
                 "outside.",
                 hint="Launch it with a card on another network as well: --network default",
                 field="publish",
             )
-        port = params.port
+        nic, port = card.index, params.port
         if not ctx.has_step("publish"):
-            port = await free_port(self.rooms, port, guest.spec.nics[nic].network)
+            port = await free_port(self.rooms, port, card.network)
         ids = await ctx.step("publish", host_port=str(port.host_port))
         port = msgspec.structs.replace(port, host_port=int(ids["host_port"]))
-        if ctx.resumed and port in guest.spec.nics[nic].ports:
+        if ctx.resumed and port in card.ports:
             return {"port": str(port)}
         live = self.rooms.live.get(guest.id)
         if live is not None:
@@ -215,8 +214,8 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
     async def run(self, ctx: JobContext, params: UnpublishParams) -> None:
         guest = await self.rooms.guest(params.guest)
         found = [
-            (index, port)
-            for index, nic in enumerate(guest.spec.nics)
+            (nic.index, port)
+            for nic in guest.spec.nics
             for port in nic.ports
             if (port.host_ip, port.host_port, port.protocol)
             == (params.host_ip, params.host_port, params.protocol)
@@ -228,8 +227,8 @@ class UnpublishPort(GuestOperation[UnpublishParams]):
                 hint=f"See its ports: guest info {guest.name}",
             )
         # Which port of the guest it led to does not matter for closing it.
-        first = port_card(guest.spec.nics, self.rooms) or 0
-        nic, port = found[0] if found else (first, _on_host(params))
+        first = port_card(guest.spec.nics, self.rooms)
+        nic, port = found[0] if found else (first.index if first else 0, _on_host(params))
         await ctx.step("unpublish")
         if found:
             await change_ports(self.rooms, guest.id, nic, remove=port)
@@ -261,20 +260,14 @@ async def change_ports(
     add: Publish | None = None,
     remove: Publish | None = None,
 ) -> Guest:
-    """Change the ports of a network card in the document. :param nic: 0 is the first."""
+    """Change the ports of a network card in the document. :param nic: its number."""
 
     def changed(guest: Guest) -> Guest:
-        nics = list(guest.spec.nics)
-        ports = tuple(p for p in nics[nic].ports if p != remove) + ((add,) if add else ())
-        nics[nic] = _with_ports(nics[nic], ports)
-        return msgspec.structs.replace(guest, spec=_with_nics(guest.spec, tuple(nics)))
+        card = guest.spec.nic(nic)
+        if card is None:
+            raise NotFound(f"Guest {guest.name!r} has no network card {nic} any more.")
+        ports = tuple(p for p in card.ports if p != remove) + ((add,) if add else ())
+        spec = guest.spec.with_nic(msgspec.structs.replace(card, ports=ports))
+        return msgspec.structs.replace(guest, spec=spec)
 
     return (await rooms.documents.guests.update(guest_id, changed)).doc
-
-
-def _with_nics(spec: GuestSpec, nics: tuple[Nic, ...]) -> GuestSpec:
-    return msgspec.structs.replace(spec, nics=nics)
-
-
-def _with_ports(nic: Nic, ports: tuple[Publish, ...]) -> Nic:
-    return msgspec.structs.replace(nic, ports=ports)

@@ -83,6 +83,7 @@ from guesthouse.operations.networking import (
     check_change,
     check_request,
 )
+from guesthouse.operations.nics_house import NicsHouse, requested_at_launch
 from guesthouse.operations.recovery import RecoverParams
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.seeding import check_seeding, kept_for_launch
@@ -115,6 +116,10 @@ class House:
     stop_daemon: Callable[[], None]
     identity: HouseInfo
     installed: Installed = field(default_factory=Installed)
+
+    @property
+    def nics(self) -> NicsHouse:
+        return NicsHouse(rooms=self.rooms, jobs=self.jobs)
 
     @property
     def view(self) -> View:
@@ -206,7 +211,12 @@ class House:
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
             "shares": shares_of(request.shares, requester),
-            "networks": networks_of(self.rooms, request.networks, request.publish),
+            "networks": networks_of(
+                self.rooms,
+                request.networks or [wish.network for wish in request.nics],
+                request.publish,
+            ),
+            "nics": requested_at_launch(self.rooms, request.networks, request.nics),
         }
         # Secret, so it goes another way than into the job's document.
         secret = CloudInit(

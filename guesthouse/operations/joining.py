@@ -1,8 +1,10 @@
-"""Which networks the cards of a new guest are on."""
+"""Which networks the cards of a guest are on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from guesthouse.errors import GuesthouseError, HostLacks, InvalidInput, NotFound
 from guesthouse.host.capabilities import lacking
@@ -10,6 +12,7 @@ from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Nic, Publish
 from guesthouse.model.network import Network, NetworkKind
 from guesthouse.model.networking import BUILTIN
+from guesthouse.model.nics import NicRequest
 from guesthouse.operations.networking import default_network
 from guesthouse.operations.rooms import Rooms
 
@@ -89,24 +92,38 @@ async def require_networks(rooms: Rooms, nics: Sequence[Nic]) -> None:
 
 
 def cards(
-    rooms: Rooms, networks: Sequence[str], macs: Mapping[str, str], ports: tuple[Publish, ...]
+    rooms: Rooms,
+    networks: Sequence[str],
+    macs: Mapping[str, str],
+    ports: tuple[Publish, ...],
+    wishes: Sequence[NicRequest] = (),
 ) -> tuple[Nic, ...]:
-    """:param macs: as `mac_names` calls them. :param ports: the first card that may has them."""
+    """The first is soldered in, and the others can be pulled while the guest runs.
+
+    :param macs: as `mac_names` calls them. :param ports: the first card that may has them.
+    :param wishes: what else is asked of each card, if anything is.
+    """
+    names = mac_names(networks)
     nics = [
-        Nic(mac=macs[name], network=network)
-        for name, network in zip(mac_names(networks), networks, strict=True)
+        Nic(mac=macs[name], network=network, index=index, plug=index - 1 if index else None)
+        for index, (name, network) in enumerate(zip(names, networks, strict=True))
     ]
+    for index, wish in enumerate(wishes):
+        nics[index] = msgspec.structs.replace(
+            nics[index],
+            mac=wish.mac or nics[index].mac,
+            address4=wish.address4,
+            address6=wish.address6,
+            link=wish.link,
+        )
     at = port_card(nics, rooms)
-    return tuple(
-        Nic(mac=nic.mac, network=nic.network, ports=ports if index == at else ())
-        for index, nic in enumerate(nics)
-    )
+    return tuple(msgspec.structs.replace(nic, ports=ports if nic is at else ()) for nic in nics)
 
 
 def port_network(rooms: Rooms, networks: Sequence[str]) -> str:
     """Which of these published ports lead to."""
     at = port_card([Nic(mac="", network=one) for one in networks], rooms)
-    return networks[at] if at is not None else BUILTIN
+    return at.network if at is not None else BUILTIN
 
 
 def mac_names(networks: Sequence[str]) -> list[str]:
@@ -114,11 +131,11 @@ def mac_names(networks: Sequence[str]) -> list[str]:
     return ["mac" if not index else f"mac{index}" for index, _network in enumerate(networks)]
 
 
-def port_card(nics: Sequence[Nic], rooms: Rooms) -> int | None:
-    """Index of the card that published ports lead to: the first that is not on an isolated
-    network; None if there is none."""
-    for index, nic in enumerate(nics):
+def port_card(nics: Sequence[Nic], rooms: Rooms) -> Nic | None:
+    """The card that published ports lead to: the first that is not on an isolated network; None if
+    there is none."""
+    for nic in nics:
         network: Network | None = rooms.view.networks.get(nic.network)
         if network is None or network.kind is not NetworkKind.ISOLATED:
-            return index
+            return nic
     return None

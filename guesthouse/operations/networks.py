@@ -16,9 +16,11 @@ from guesthouse.model.device import Nic
 from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
-from guesthouse.model.network import Lease, Network, free_address4, free_address6
+from guesthouse.model.network import Lease, Network
+from guesthouse.model.networking import BUILTIN
 from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.network.house.seats import Seat
+from guesthouse.operations.addresses import choose, lease_of
 from guesthouse.store.contract import ABSENT
 from guesthouse.store.documents import Documents
 from guesthouse.store.view import View
@@ -64,16 +66,18 @@ class StoreRecords:
                 field=f"nics[{index}].network",
             )
         async with self._one_at_a_time:
-            lease = await self._lease(found.id, nic, index, network)
-        return _seat(found, nic, index, lease)
+            lease = await self._lease(found.id, nic, network)
+        return _seat(found, nic, lease)
 
     def seats(self, guests: Iterable[Guest]) -> list[Seat]:
-        """Of those cards of these guests that were attached before."""
+        """Of those cards of these guests that were attached before, each where it was then: a
+        change that was interrupted is brought about by whoever made it.
+        """
         return [
-            _seat(guest, nic, index, lease)
+            _seat(guest, nic, lease)
             for guest in guests
-            for index, nic in enumerate(guest.spec.nics)
-            if (lease := self._known(guest.id, index)) is not None and lease.network == nic.network
+            for nic in guest.spec.nics
+            if nic.network != BUILTIN and (lease := lease_of(self._view, guest.id, nic.index))
         ]
 
     async def forget(self, guest: str) -> None:
@@ -86,54 +90,39 @@ class StoreRecords:
                 for lease in mine:
                     await self._remove_copy("leases", lease.id)
 
-    def _known(self, guest: str, index: int) -> Lease | None:
-        every = self._view.leases.values()
-        return next((one for one in every if (one.guest, one.nic) == (guest, index)), None)
+    async def forget_card(self, guest: str, index: int) -> None:
+        """The card is gone, or is on another network: others may have its addresses."""
+        async with self._one_at_a_time:
+            lease = lease_of(self._view, guest, index)
+            if lease is not None:
+                op = self._documents.leases.delete_op(lease.id)
+                await self._view.wait_for(await self._documents.store.commit([op]))
+                await self._remove_copy("leases", lease.id)
 
-    async def _lease(self, guest: str, nic: Nic, index: int, network: Network) -> Lease:
-        """:raise Conflict: no address is left."""
-        before = self._known(guest, index)
-        if before is not None and (before.network, before.mac) == (network.id, nic.mac):
-            return before
-        if before is not None and before.network == network.id:
-            lease = msgspec.structs.replace(before, mac=nic.mac)
-            op = self._documents.leases.put_op(lease)
-            await self._view.wait_for(await self._documents.store.commit([op]))
+    async def _lease(self, guest: str, nic: Nic, network: Network) -> Lease:
+        """:raise Conflict: no address is left. :raise InvalidInput:"""
+        before = lease_of(self._view, guest, nic.index)
+        here = before if before is not None and before.network == network.id else None
+        lease = choose(self._view, guest, nic, network, here)
+        if lease == here:
             return lease
-        others = [one for one in self._view.leases.values() if one.network == network.id]
-        lease = Lease(
-            id=new_id(),
-            network=network.id,
-            guest=guest,
-            nic=index,
-            mac=nic.mac,
-            address4=_free4(network, others),
-            address6=_free6(network, others),
-            since=time.time(),
-        )
-        ops = [self._documents.leases.put_op(lease, expect=ABSENT)]
-        gone = [self._documents.leases.delete_op(before.id)] if before is not None else []
+        gone = [self._documents.leases.delete_op(before.id)] if before and before != here else []
+        if here is None:
+            lease = msgspec.structs.replace(lease, id=new_id(), since=time.time())
+            ops = [self._documents.leases.put_op(lease, expect=ABSENT)]
+        else:
+            ops = [self._documents.leases.put_op(lease)]
         # The next one who asks must see it, or it would be given the same addresses.
         await self._view.wait_for(await self._documents.store.commit([*ops, *gone]))
-        if before is not None:
+        if gone and before is not None:
             await self._remove_copy("leases", before.id)
         return lease
 
 
-def _free4(network: Network, others: Sequence[Lease]) -> str:
-    taken = {lease.address4 for lease in others if lease.address4} | {network.gateway4}
-    return free_address4(network, taken) if network.subnet4 else ""
-
-
-def _free6(network: Network, others: Sequence[Lease]) -> str:
-    taken = {lease.address6 for lease in others if lease.address6}
-    return free_address6(network, taken) if network.subnet6 else ""
-
-
-def _seat(guest: Guest, nic: Nic, index: int, lease: Lease) -> Seat:
+def _seat(guest: Guest, nic: Nic, lease: Lease) -> Seat:
     return Seat(
         guest=guest.id,
-        index=index,
+        index=nic.index,
         name=guest.name,
         number=guest.number,
         mac=nic.mac,
@@ -190,3 +179,12 @@ async def leave_networks(network: HouseNetwork, records: StoreRecords, guest: st
     except GuesthouseError as error:
         log.warning("the house's network: %s", error)
     await records.forget(guest)
+
+
+async def leave_card(network: HouseNetwork, records: StoreRecords, guest: str, index: int) -> None:
+    """As `leave_networks`, for one card."""
+    try:
+        await network.detach(guest, index)
+    except GuesthouseError as error:
+        log.warning("the house's network: %s", error)
+    await records.forget_card(guest, index)

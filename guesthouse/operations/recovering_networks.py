@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection as Some
 from typing import TypeVar
 
 import msgspec
 
 from guesthouse.errors import RevisionConflict
 from guesthouse.jobs.context import JobContext
+from guesthouse.model.device import Nic
 from guesthouse.model.document import Document
 from guesthouse.model.guest import Guest
 from guesthouse.model.network import Lease, Network, choose_subnet, clashes, default_range
@@ -57,11 +59,18 @@ async def leases_back(rooms: Rooms, ctx: JobContext, found: Survey) -> None:
 def on_known_networks(rooms: Rooms, guest: Guest) -> Guest:
     """Cards on networks that are lost get one of their own, or the guest could not be started."""
     known = {BUILTIN, *rooms.view.networks}
-    nics = tuple(
-        nic if nic.network in known else msgspec.structs.replace(nic, network=BUILTIN)
-        for nic in guest.spec.nics
-    )
+    nics = tuple(_known_card(rooms, nic, known) for nic in guest.spec.nics)
     return msgspec.structs.replace(guest, spec=msgspec.structs.replace(guest.spec, nics=nics))
+
+
+def _known_card(rooms: Rooms, nic: Nic, known: Some[str]) -> Nic:
+    """Fixed addresses go with a network that is lost, or has other subnets by now."""
+    if nic.network not in known:
+        return msgspec.structs.replace(nic, network=BUILTIN, address4="", address6="")
+    network = rooms.view.networks.get(nic.network)
+    if network is None or _inside(network, nic.fixed):
+        return nic
+    return msgspec.structs.replace(nic, address4="", address6="")
 
 
 def _clear_of_others(rooms: Rooms, network: Network) -> Network:

@@ -26,6 +26,10 @@ async def nowhere(guest: str) -> None:
     """What there is to do where guests have neither networks of a house nor ids of their own."""
 
 
+async def no_card(guest: str, index: int) -> None:
+    """The same, for one card."""
+
+
 async def nothing() -> None:
     """Bring changed networks about where there are none."""
 
@@ -35,6 +39,7 @@ class Rooms:
     """:ivar facts: the newest probe of this host (a call, since it may be probed again).
 
     :ivar leave_networks: what is there of a guest's cards goes, when it is deleted; by its id.
+    :ivar leave_card: the same for one card, by the guest's id and its number; its addresses go.
     :ivar give_back_ids: those of its process are free again, when it is deleted; by its id.
     :ivar refresh_networks: bring about what the changed documents of networks say.
     :ivar recover_networks: the same after a recovery: guests that run have their cards again.
@@ -53,6 +58,7 @@ class Rooms:
     settings: Settings
     facts: Callable[[], HostFacts]
     leave_networks: Callable[[str], Awaitable[None]] = nowhere
+    leave_card: Callable[[str, int], Awaitable[None]] = no_card
     give_back_ids: Callable[[str], Awaitable[None]] = nowhere
     refresh_networks: Callable[[], Awaitable[None]] = nothing
     recover_networks: Callable[[], Awaitable[None]] = nothing

@@ -23,6 +23,7 @@ from guesthouse.guestos.readiness import (
     covers,
     watch,
 )
+from guesthouse.model.device import Link
 from guesthouse.model.guest import Guest
 from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
@@ -102,7 +103,8 @@ class Readiness:
     async def _network(self) -> bool:
         addresses = await self.live.agent.addresses()
         self.live.progress.addresses = tuple(a.ip for a in addresses if not a.link_local)
-        return covers(addresses, [nic.mac for nic in self.guest.spec.nics])
+        guest = self.rooms.view.guests.get(self.guest.id, self.guest)
+        return covers(addresses, [nic.mac for nic in guest.spec.nics if nic.link is Link.UP])
 
     async def _ssh(self) -> bool:
         if self.live.ssh is None:

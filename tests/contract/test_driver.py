@@ -18,11 +18,12 @@ from guesthouse.errors import (
     GuesthouseError,
     HostLacks,
     InvalidInput,
+    InvalidTransition,
     NotFound,
     PortTaken,
 )
 from guesthouse.host.process import is_alive
-from guesthouse.model.device import Publish
+from guesthouse.model.device import Link, Publish
 from guesthouse.model.guest import Guest
 
 from .driver_house import DriverHouse, driver_house, launched, make_guest, nic
@@ -214,6 +215,44 @@ async def test_ports_are_plugged_and_unplugged_live(house: DriverHouse) -> None:
         await running.plug_port(name, ours[0].fileno(), seen_as="house.x")
     for sock in ours:
         sock.close()
+
+
+async def test_cards_come_and_move_live(house: DriverHouse) -> None:
+    guest = make_guest(nics=(nic(),))
+    running = await start(house, guest)
+    card = nic(index=1, plug=0)
+    for _ in range(2):  # what is there already is fine
+        await running.plug_nic(card)
+    port = await running.publish(1, Publish(host_port=0, guest_port=80))
+    with pytest.raises(Conflict):
+        await running.plug_nic(nic(index=1, plug=0))
+    with pytest.raises(InvalidInput):
+        await running.plug_nic(nic(index=2))
+    for up in (False, False, True):
+        await running.set_link(1, up=up)
+    down = msgspec.structs.replace(card, link=Link.DOWN)
+    await running.move_nic(down)
+    elsewhere = msgspec.structs.replace(card, network="lan")
+    with pytest.raises((InvalidTransition, InvalidInput)):
+        await running.move_nic(elsewhere)
+    with pytest.raises(InvalidTransition):
+        await running.unplug_nic(0)
+    await running.unplug_nic(5)
+    for missing in (running.move_nic(nic(index=5, plug=5)), running.set_link(5, up=True)):
+        with pytest.raises(NotFound):
+            await missing
+    await running.detach()
+    await house.again()
+    spec = guest.spec.with_nic(card)
+    guest = launched(msgspec.structs.replace(guest, spec=spec), running.record)
+    found = await house.driver.attach(guest, house.resources(guest))
+    assert not isinstance(found, Exit)
+    await found.plug_nic(card)
+    await found.unpublish(1, port)
+    await found.kill()
+    await ended(found)
+    with pytest.raises(NotFound):
+        await found.plug_nic(card)
 
 
 async def test_port_taken_at_the_start(house: DriverHouse) -> None:

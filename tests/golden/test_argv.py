@@ -122,10 +122,10 @@ def resources(case: dict[str, Any]) -> Resources:
 def plan(case: dict[str, Any]) -> Plan:
     wanted = guest(case)
     nics = [
-        Attachment(f"tap,id=n{index},fd={{fd}}", 0)
+        Attachment(f"tap,id=n{nic.index},fd={{fd}}", 0)
         if nic.network == "lan"
-        else Attachment(netdev(nic, index, hostname=wanted.name))
-        for index, nic in enumerate(wanted.spec.nics)
+        else Attachment(netdev(nic, nic.index, hostname=wanted.name))
+        for nic in wanted.spec.nics
     ]
     ovmf = Ovmf(Path("/fw/CODE.fd"), Path("/fw/VARS.fd")) if case.get("ovmf", True) else None
     return make_plan(wanted, resources(case), host(case), nics, ovmf)

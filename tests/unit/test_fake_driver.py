@@ -12,7 +12,7 @@ import pytest
 
 from guesthouse.drivers.base import AGENT_SOCKET, SSH_SOCKET, Exit
 from guesthouse.drivers.fake import FakeDriver
-from guesthouse.errors import LaunchFailed, NoMemory, QmpFailed
+from guesthouse.errors import DeadlineExceeded, LaunchFailed, NoMemory, QmpFailed
 from guesthouse.guestos.agent import Agent
 from guesthouse.guestos.ssh import GuestSsh
 from guesthouse.model.guest import BootPath
@@ -130,3 +130,18 @@ async def test_a_rebooted_host(house: DriverHouse) -> None:
     assert isinstance(found, Exit)
     assert found.reason == "host-rebooted"
     assert await later.stray([]) == []
+
+
+async def test_a_card_goes_unless_the_guest_is_paused(house: DriverHouse) -> None:
+    guest = make_guest(nics=(nic(),))
+    running = await house.driver.launch(guest, house.resources(guest), incarnation=1)
+    events = running.events()
+    card = nic(index=3, plug=0)
+    await running.plug_nic(card)
+    for _ in range(2):  # not there any more is fine
+        await running.unplug_nic(3)
+    assert (await anext(events)).kind == "unplugged"
+    await running.plug_nic(card)
+    await running.pause()
+    with pytest.raises(DeadlineExceeded):
+        await running.unplug_nic(3)

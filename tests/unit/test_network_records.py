@@ -103,3 +103,61 @@ async def test_what_is_not_there(office: Office) -> None:
     with pytest.raises(NotFound):
         await office.contract.seat(make_guest().id, nic(network=LAN.id), 0, hostname="x")
     assert office.view.network("lan") == LAN
+
+
+async def test_fixed_addresses_are_had_and_given_up(office: Office) -> None:
+    web = await office.guest("web", 7, LAN.id)
+    free = await office.seat(web)
+    card = web.spec.nics[0]
+
+    async def now(**fields: str) -> tuple[str, ...]:
+        wanted = msgspec.structs.replace(card, **fields)
+        return (await office.contract.seat(web.id, wanted, 0, hostname="web")).addresses
+
+    assert await now(address4="10.201.1.9") == ("10.201.1.9", free.addresses[1])
+    [lease] = office.view.leases.values()
+    assert lease.fixed and lease.mac == card.mac
+    assert await now(address4="10.201.1.9", address6="fd42:201:1::9") == (
+        "10.201.1.9",
+        "fd42:201:1::9",
+    )
+    assert await now() == free.addresses, "the lowest of the range again"
+    with pytest.raises(InvalidInput, match="not an address for a guest"):
+        await now(address4="10.201.2.9")
+    [lease] = office.view.leases.values()
+    assert not lease.fixed
+
+
+async def test_what_somebody_chose_is_nobody_else_s(office: Office) -> None:
+    """Also before its guest was started."""
+    one = await office.guest("one", 1, TINY.id)
+    fixed = msgspec.structs.replace(one.spec.nics[0], address4="10.201.3.5")
+    put = office.documents.guests.put_op(
+        msgspec.structs.replace(one, spec=one.spec.with_nic(fixed))
+    )
+    await office.view.wait_for(await office.documents.store.commit([put]))
+    two = await office.guest("two", 2, TINY.id)
+    assert (await office.seat(two)).addresses[0] == "10.201.3.6"
+    three = await office.guest("three", 3, TINY.id)
+    wanted = msgspec.structs.replace(three.spec.nics[0], address4="10.201.3.5")
+    with pytest.raises(Conflict, match="card 0 of guest 'one'"):
+        await office.contract.seat(three.id, wanted, 0, hostname="three")
+
+
+async def test_a_card_that_goes_leaves_the_others(office: Office) -> None:
+    web = await office.guest("web", 7, LAN.id, LAN.id, DMZ.id)
+    seats = [await office.seat(web, index) for index in range(3)]
+    await office.records.forget_card(web.id, 1)
+    await office.records.forget_card(web.id, 1)
+    left = msgspec.structs.replace(web, spec=web.spec.without_nic(1))
+    assert office.records.seats([left]) == [seats[0], seats[2]]
+    assert seats[2].tap == "t7-2"
+
+
+async def test_a_move_that_was_interrupted_keeps_the_card_where_it_is(office: Office) -> None:
+    """Or its tap would be taken away under the guest."""
+    web = await office.guest("web", 7, LAN.id)
+    seat = await office.seat(web)
+    moved = msgspec.structs.replace(web.spec.nics[0], network=DMZ.id)
+    document = msgspec.structs.replace(web, spec=web.spec.with_nic(moved))
+    assert office.records.seats([document]) == [seat]

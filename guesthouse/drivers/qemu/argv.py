@@ -138,7 +138,8 @@ def _bridges() -> Iterator[str]:
         first = ",multifunction=on" if index == 0 else ""
         yield from (
             "-device",
-            f"pcie-root-port,id=plug{index},chassis={index + 1},{places.plug(index)}{first}",
+            f"pcie-root-port,id={places.plug_bus(index)},chassis={index + 1},"
+            f"{places.plug(index)}{first}",
         )
 
 
@@ -242,15 +243,20 @@ def _node(disk: str, depth: int) -> str:
 
 
 def _nics(plan: Plan, fd: Fd) -> Iterator[str]:
-    for index, nic in enumerate(plan.nics):
-        number = fd(f"tap{index}") if nic.tap else ""
+    for nic in plan.nics:
+        number = fd(f"tap{nic.index}") if nic.tap else ""
         yield from ("-netdev", nic.netdev.replace("{fd}", number) if nic.tap else nic.netdev)
         yield from (
             "-device",
             # No option ROM: nothing boots from the network, and it would cost every start.
-            f"virtio-net-pci,id=nic{index},netdev={netdev_id(index)},mac={nic.mac},romfile=,"
-            f"{places.nic(index)}",
+            f"virtio-net-pci,id={nic_id(nic.index)},netdev={netdev_id(nic.index)},mac={nic.mac},"
+            f"romfile=,{places.nic(nic.index, nic.plug)}",
         )
+
+
+def nic_id(index: int) -> str:
+    """Name of the device of card `index`."""
+    return f"nic{index}"
 
 
 def _set_path(number: int) -> str:

@@ -19,6 +19,7 @@ from guesthouse.drivers.base import (
 )
 from guesthouse.drivers.qemu import exits
 from guesthouse.drivers.qemu.argv import build_argv
+from guesthouse.drivers.qemu.cards import Cards, network_of
 from guesthouse.drivers.qemu.failures import launch_error
 from guesthouse.drivers.qemu.found import found_record
 from guesthouse.drivers.qemu.identity import Needs
@@ -30,7 +31,6 @@ from guesthouse.drivers.qemu.opening import (
     remove_sockets,
 )
 from guesthouse.drivers.qemu.plan import Plan, make_plan
-from guesthouse.drivers.qemu.publishing import Publisher, network_of
 from guesthouse.drivers.qemu.running import QemuRunning
 from guesthouse.drivers.qemu.session import CONNECT_SECONDS
 from guesthouse.errors import (
@@ -52,6 +52,7 @@ from guesthouse.host.keeper_client import (
 from guesthouse.host.launcher import Confinement, confine
 from guesthouse.host.probe import kvm_group
 from guesthouse.host.process import ProcessHandle, boot_id, is_alive
+from guesthouse.model.device import Link
 from guesthouse.model.guest import Guest, LaunchRecord
 from guesthouse.model.host import HostFacts
 from guesthouse.network.base import Attachment, NetworkBackend
@@ -106,7 +107,7 @@ class QemuDriver:
             nics = await self._attach_nics(guest)
             return await self._launch(guest, resources, nics, incarnation, paused=paused)
         except BaseException:
-            await asyncio.shield(Publisher(guest, self._networks).rest())
+            await asyncio.shield(Cards(guest, self._networks).rest())
             raise
 
     async def _launch(
@@ -152,7 +153,7 @@ class QemuDriver:
         except NotFound:
             record = await self._keeper.written(key)
             await asyncio.to_thread(remove_sockets, resources.runtime)
-            await Publisher(guest, self._networks).rest()
+            await Cards(guest, self._networks).rest()
             if record is None:
                 return exits.HOST_REBOOTED if rebooted else exits.UNKNOWN
             return exits.explain(record, boot_id=launch.boot_id)
@@ -216,9 +217,9 @@ class QemuDriver:
     async def _attach_nics(self, guest: Guest) -> list[Attachment]:
         return [
             await network_of(self._networks, nic.network).attach(
-                guest.id, nic, index, hostname=guest.name
+                guest.id, nic, nic.index, hostname=guest.name
             )
-            for index, nic in enumerate(guest.spec.nics)
+            for nic in guest.spec.nics
         ]
 
     async def _spawn(
@@ -231,8 +232,13 @@ class QemuDriver:
     ) -> tuple[Spawned, tuple[str, ...]]:
         """Open everything, hand it to a new process, and close it here."""
         client = await self._keeper.client()
-        taps = [nic.fd for nic in nics]
-        confined = await self._confined(guest.id, self._needs(plan, taps))
+        taps = {
+            card.index: nic.fd
+            for card, nic in zip(guest.spec.nics, nics, strict=True)
+            if nic.fd is not None
+        }
+        host_network = len(taps) < len(nics)
+        confined = await self._confined(guest.id, self._needs(plan, host_network=host_network))
         opened = await asyncio.to_thread(open_all, plan, resources.runtime, taps)
         with opened.table:
             command = build_argv(plan, opened.number)
@@ -247,11 +253,11 @@ class QemuDriver:
             )
             return await client.spawn(request, opened.table), argv
 
-    def _needs(self, plan: Plan, taps: Sequence[int | None]) -> Needs:
+    def _needs(self, plan: Plan, *, host_network: bool) -> Needs:
         by_path = plan.accelerator == "kvm" and not plan.kvm_device
         return Needs(
             program=Path(plan.qemu),
-            host_network=None in taps,
+            host_network=host_network,
             kvm_by_path=by_path,
             kvm_group=kvm_group(self._facts()) if by_path else None,
         )
@@ -268,6 +274,9 @@ class QemuDriver:
         running = self._running(guest, record, process, resources, key)
         try:
             await running.connect(CONNECT_SECONDS)
+            for nic in guest.spec.nics:
+                if nic.link is Link.DOWN:
+                    await running.set_link(nic.index, up=False)
             if not paused:
                 await running.resume()
             self._keeper.add(self._adoption(key, record.pid, record.pid_start, resources))
@@ -314,13 +323,12 @@ class QemuDriver:
         resources: Resources,
         key: str,
     ) -> QemuRunning:
-        publisher = Publisher(guest, self._networks)
         return QemuRunning(
             key,
             record,
             process=process,
             keeper=self._keeper,
-            publisher=publisher,
+            cards=Cards(guest, self._networks),
             runtime=resources.runtime,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -43,10 +43,10 @@ class Opened:
         return str(self._numbers[name])
 
 
-def open_all(plan: Plan, runtime: Path, taps: Sequence[int | None]) -> Opened:
+def open_all(plan: Plan, runtime: Path, taps: Mapping[int, int]) -> Opened:
     """Bind the sockets in `runtime`, make the memory, open the files. Blocks shortly.
 
-    :param taps: descriptor of each card's tap, which stays the caller's.
+    :param taps: by number of the card the descriptor of its tap, which stays the caller's.
     :raise NotFound: a disk or boot file is not there. :raise NoMemory:
     :raise LaunchFailed: one cannot be opened.
     """
@@ -58,9 +58,8 @@ def open_all(plan: Plan, runtime: Path, taps: Sequence[int | None]) -> Opened:
         opened.add("ram", _memory(plan.memory))
         for file in files(plan):
             opened.add(file.name, _open(file.path, writable=file.writable))
-        for index, tap in enumerate(taps):
-            if tap is not None:
-                opened.add(f"tap{index}", os.dup(tap))
+        for index, tap in taps.items():
+            opened.add(f"tap{index}", os.dup(tap))
         on_failure.pop_all()
     return opened
 

@@ -34,6 +34,11 @@ def disk(index: int) -> str:
     return _slot(_FIRST_DISK + index)
 
 
-def nic(index: int) -> str:
-    """Of card `index` (0 to 7)."""
-    return _slot(_FIRST_NIC + index)
+def nic(index: int, plug: int | None = None) -> str:
+    """Of card `index` (0 to 7), which is in root port `plug` if it is not soldered in."""
+    return _slot(_FIRST_NIC + index) if plug is None else f"bus={plug_bus(plug)},addr=0x0"
+
+
+def plug_bus(index: int) -> str:
+    """What is in root port `index`."""
+    return f"plug{index}"

@@ -14,7 +14,7 @@ from guesthouse.errors import HostLacks, InvalidInput, NoMemory
 from guesthouse.guestos.seed import smbios_value
 from guesthouse.host.firmware import Ovmf
 from guesthouse.host.probe_qemu import KVM_DEVICE_FD, USER_NETWORK, require_qemu
-from guesthouse.model.device import DiskDevice
+from guesthouse.model.device import MAX_CARDS, DiskDevice
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import BootPath, Firmware, Guest, GuestSpec, OnPanic
 from guesthouse.model.host import HostFacts, QemuBinary
@@ -31,7 +31,6 @@ KVM_CPU = "host"
 MAX_DISKS = 14
 MAX_DISCS = 4
 """CD-ROM drives; the chipset's SATA controller has six ports."""
-MAX_NICS = 8
 
 _CPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]*")
 
@@ -54,8 +53,10 @@ class PlannedDisk(Noun, kw_only=True, frozen=True):
 
 
 class PlannedNic(Noun, kw_only=True, frozen=True):
-    """:ivar netdev: as in `Attachment`, with `{fd}` if `tap`."""
+    """:ivar netdev: as in `Attachment`, with `{fd}` if `tap`. The others are as in `Nic`."""
 
+    index: int
+    plug: int | None = None
     mac: str
     netdev: str
     tap: bool = False
@@ -133,7 +134,13 @@ def make_plan(
         memory=spec.memory,
         disks=disks,
         nics=tuple(
-            PlannedNic(mac=nic.mac, netdev=found.netdev, tap=found.fd is not None)
+            PlannedNic(
+                index=nic.index,
+                plug=nic.plug,
+                mac=nic.mac,
+                netdev=found.netdev,
+                tap=found.fd is not None,
+            )
             for nic, found in zip(spec.nics, nics, strict=True)
         ),
         kernel=kernel,
@@ -152,8 +159,8 @@ def _check(spec: GuestSpec, facts: HostFacts) -> None:
         raise InvalidInput(f"A guest has at most {MAX_DISKS} disks.", field="disks")
     if sum(disk.device is DiskDevice.CDROM for disk in spec.disks) > MAX_DISCS:
         raise InvalidInput(f"A guest has at most {MAX_DISCS} CD-ROM drives.", field="disks")
-    if len(spec.nics) > MAX_NICS:
-        raise InvalidInput(f"A guest has at most {MAX_NICS} network cards.", field="nics")
+    if len(spec.nics) > MAX_CARDS:
+        raise InvalidInput(f"A guest has at most {MAX_CARDS} network cards.", field="nics")
     if spec.memory > facts.memory:
         raise NoMemory(
             f"The guest wants {format_size(spec.memory)} of memory; this host has "

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from guesthouse.drivers.base import VNC_SOCKET, DriverEvent, Exit
 from guesthouse.drivers.events import Fanout
 from guesthouse.drivers.qemu import exits, plugging, screenshot
+from guesthouse.drivers.qemu.cards import Cards
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import QMP_SOCKET, remove_sockets
-from guesthouse.drivers.qemu.publishing import Publisher
+from guesthouse.drivers.qemu.publishing import close_port, open_port
 from guesthouse.drivers.qemu.session import Session
 from guesthouse.drivers.qemu.states import NEEDS_RESET, state_of, translate
 from guesthouse.drivers.qemu.vnc import VncDoor
@@ -22,13 +23,15 @@ from guesthouse.errors import (
     DeadlineExceeded,
     GuesthouseError,
     InvalidInput,
+    InvalidTransition,
     MonitorLost,
     NotFound,
     QmpFailed,
 )
 from guesthouse.host.process import ProcessHandle
-from guesthouse.model.device import Publish
+from guesthouse.model.device import Nic, Publish
 from guesthouse.model.guest import LaunchRecord
+from guesthouse.model.networking import BUILTIN
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +53,11 @@ class QemuRunning:
         *,
         process: ProcessHandle,
         keeper: KeeperLink,
-        publisher: Publisher,
+        cards: Cards,
         runtime: Path,
     ) -> None:
         self._key, self._record = key, record
-        self._process, self._keeper, self._publisher = process, keeper, publisher
+        self._process, self._keeper, self._cards = process, keeper, cards
         self._runtime = runtime
         self._session: Session | None = None
         self._door: VncDoor | None = None
@@ -134,16 +137,36 @@ class QemuRunning:
         return await self._alive(screenshot.take(self._monitor()))
 
     async def publish(self, nic: int, port: Publish) -> Publish:
-        return await self._alive(self._publisher.open(nic, port, self._monitor().human))
+        return await self._alive(open_port(self._cards, nic, port, self._monitor().human))
 
     async def unpublish(self, nic: int, port: Publish) -> None:
-        await self._alive(self._publisher.close(nic, port, self._monitor().human))
+        await self._alive(close_port(self._cards, nic, port, self._monitor().human))
 
     async def plug_port(self, name: str, connection: int, *, seen_as: str) -> None:
         await self._alive(plugging.plug(self._monitor(), name, connection, seen_as))
 
     async def unplug_port(self, name: str) -> None:
         await self._alive(plugging.unplug(self._monitor(), name))
+
+    async def plug_nic(self, nic: Nic) -> None:
+        started = self._record.spec.nics
+        if nic.network == BUILTIN and all(one.network != BUILTIN for one in started):
+            raise InvalidTransition(
+                "The guest's process cannot reach the host's network: it was started without a "
+                "card on a network of its own.",
+                hint="Stop the guest first, or name a network of the house: guest network ls",
+            )
+        await self._alive(self._cards.plug(nic, self._monitor()))
+
+    async def unplug_nic(self, index: int) -> None:
+        events = self._fan.listen()
+        await self._alive(self._cards.unplug(index, self._monitor(), events))
+
+    async def move_nic(self, nic: Nic) -> None:
+        await self._alive(self._cards.move(nic, self._monitor()))
+
+    async def set_link(self, index: int, *, up: bool) -> None:
+        await self._alive(self._cards.link(index, self._monitor(), up=up))
 
     def events(self) -> AsyncIterator[DriverEvent]:
         return self._fan.listen()
@@ -237,7 +260,7 @@ class QemuRunning:
         # First of all: whoever learns of the end may start the next incarnation.
         await self._hang_up()
         await asyncio.to_thread(remove_sockets, self._runtime)
-        await self._publisher.rest()
+        await self._cards.rest()
         self._cleared.set()
         record = await self._keeper.record(self._key)
         if record is not None:

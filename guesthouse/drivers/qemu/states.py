@@ -31,6 +31,7 @@ _EVENTS = {
     "SHUTDOWN": "shutdown",
     "GUEST_PANICKED": "panic",
     "WATCHDOG": "watchdog",
+    "DEVICE_UNPLUG_GUEST_ERROR": "unplug-refused",
 }
 
 
@@ -44,6 +45,8 @@ def translate(name: str, data: Mapping[str, Any]) -> DriverEvent | None:
     kind = _EVENTS.get(name, "")
     if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
         kind = "io-error"
+    elif name == "DEVICE_DELETED" and data.get("device"):
+        kind = "unplugged"
     elif name == "VSERPORT_CHANGE":
         opened = bool(data.get("open"))
         if data.get("id") == "agent0":

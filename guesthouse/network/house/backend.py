@@ -128,7 +128,7 @@ class HouseNetwork:
                 await self._settle()
 
     async def update(self, seat: Seat) -> None:
-        """The rules of an attached card have changed. :raise NotFound: it is not attached."""
+        """An attached card has changed. :raise NotFound: it is not attached."""
         async with self._one_at_a_time:
             before = self._seat(*seat.key)
             self._seats[seat.key] = seat
@@ -186,7 +186,13 @@ class HouseNetwork:
                     self._seats[seat.key] = before
                     self._resting.add(seat.key)
                 raise
-        return Attachment(f"tap,id={netdev_id(index)},fd={{fd}}", fd)
+        netdev = netdev_id(index)
+        return Attachment(f"tap,id={netdev},fd={{fd}}", fd, {"type": "tap", "id": netdev})
+
+    async def change(self, guest: str, nic: Nic, index: int, *, hostname: str) -> None:
+        seat = await self._records.seat(guest, nic, index, hostname=hostname)
+        self._check_kind(seat)
+        await self.update(seat)
 
     async def rest(self, guest: str, index: int) -> None:
         async with self._one_at_a_time:

@@ -13,7 +13,7 @@ from guesthouse.model.network import Network
 from guesthouse.network.rules.ruleset import Card
 
 Key = tuple[str, int]
-"""A card: the guest's id, and 0 for its first card."""
+"""A card: the guest's id, and the card's number."""
 
 
 class Seat(Noun, kw_only=True, frozen=True):

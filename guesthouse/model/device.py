@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from guesthouse.errors import InvalidInput
 from guesthouse.model.document import Noun
+from guesthouse.model.impairment import NicImpairment
 
 # Locally administered unicast prefix of our own (IEEE 802: second-least bit of the first octet).
 MAC_PREFIX = "52:67:68"
@@ -68,11 +69,13 @@ class Nic(Noun, kw_only=True, frozen=True):
     :ivar mac: stored, never derived from a name.
     :ivar network: `builtin` is QEMU's own user networking, one per guest; else the id of a network
         of the house, which a new name does not change.
+    :ivar impairment: what is done to its packets on purpose, on a network of the house.
     """
 
     mac: str
     network: str = "builtin"
     ports: tuple[Publish, ...] = ()
+    impairment: NicImpairment = NicImpairment()
 
 
 def ssh_login(nics: Iterable[Nic]) -> str:

@@ -140,6 +140,7 @@ def _seat(guest: Guest, nic: Nic, index: int, lease: Lease) -> Seat:
         network=lease.network,
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
         ports=nic.ports,
+        impairment=nic.impairment,
     )
 
 

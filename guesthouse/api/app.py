@@ -32,6 +32,7 @@ from guesthouse.api.routes.jobs import JOB_ROUTES
 from guesthouse.api.routes.networks import NETWORK_ROUTES
 from guesthouse.api.routes.shares import SHARE_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
+from guesthouse.api.routes.traffic import TRAFFIC_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
 from guesthouse.api.routes.uploads import UPLOAD_ROUTES
 from guesthouse.api.routes.usage import USAGE_ROUTES
@@ -63,6 +64,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *HOST_ROUTES,
             *SHARE_ROUTES,
             *NETWORK_ROUTES,
+            *TRAFFIC_ROUTES,
             *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,

@@ -58,6 +58,7 @@ from guesthouse.operations.networks import (
     recover_networks,
 )
 from guesthouse.operations.rooms import Rooms
+from guesthouse.operations.traffic import HouseTraffic
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.store.documents import Documents
 from guesthouse.store.sqlite import SqliteStore
@@ -163,6 +164,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             give_back_ids=partial(give_back_ids, identities),
             refresh_networks=network.refresh,
             recover_networks=partial(recover_networks, network, records, view),
+            traffic=HouseTraffic(network, records, namespace),
         )
         yield rooms, keeper, probed
 

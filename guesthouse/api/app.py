@@ -33,6 +33,7 @@ from guesthouse.api.routes.networks import NETWORK_ROUTES
 from guesthouse.api.routes.nics import NIC_ROUTES
 from guesthouse.api.routes.shares import SHARE_ROUTES
 from guesthouse.api.routes.support import SUPPORT_ROUTES
+from guesthouse.api.routes.traffic import TRAFFIC_ROUTES
 from guesthouse.api.routes.trash import TRASH_ROUTES
 from guesthouse.api.routes.uploads import UPLOAD_ROUTES
 from guesthouse.api.routes.usage import USAGE_ROUTES
@@ -65,6 +66,7 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *SHARE_ROUTES,
             *NETWORK_ROUTES,
             *NIC_ROUTES,
+            *TRAFFIC_ROUTES,
             *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from guesthouse.guestos.ssh_process import RemoteProcess
     from guesthouse.jobs.runner import JobRunner
+    from guesthouse.model.capture import CaptureQuery
     from guesthouse.model.checkup import Checkup
     from guesthouse.model.device import Publish
     from guesthouse.model.guest import Guest
     from guesthouse.model.host import HostFacts
     from guesthouse.model.image import Image
+    from guesthouse.model.impairment import NicImpairment
     from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
     from guesthouse.model.job import Job
     from guesthouse.model.network import Network
@@ -60,6 +62,18 @@ class Nics(Protocol):
     async def remove(self, ref: str, which: str, requester: str) -> Job: ...
 
 
+class TrafficHouse(Protocol):
+    """Of the packets of guests' cards; `nic` 0 is the first card."""
+
+    async def impair(self, ref: str, nic: int, wanted: NicImpairment, requester: str) -> Job:
+        """What is not in `wanted` goes."""
+        ...
+
+    async def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:
+        """A pcapng file in pieces. Errors are raised by this call, before the first piece."""
+        ...
+
+
 class House(Protocol):
     """Methods that answer a `Job` return as soon as it is durable.
 
@@ -75,6 +89,9 @@ class House(Protocol):
 
     @property
     def nics(self) -> Nics: ...
+
+    @property
+    def traffic(self) -> TrafficHouse: ...
 
     @property
     def facts(self) -> HostFacts:

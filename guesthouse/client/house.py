@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
+from msgspec.structs import asdict
+
 from guesthouse.client.transport import Response, Stream, Transport
 from guesthouse.errors import GuesthouseError, Internal, InvalidInput
+from guesthouse.model.capture import CaptureQuery
 from guesthouse.model.checkup import Checkup
 from guesthouse.model.device import Publish
 from guesthouse.model.document import Noun, convert_strict, decode_strict, encode
 from guesthouse.model.host import HostFacts
+from guesthouse.model.impairment import NicImpairment
 from guesthouse.model.imports import ImportImageRequest, Upload, UploadRequest
 from guesthouse.model.job import Job
 from guesthouse.model.networking import NetworkChange, NetworkRequest, NetworkView
@@ -192,6 +196,18 @@ class House:
 
     def remove_nic(self, ref: str, which: str) -> Job:
         return self._write("DELETE", nic_path(ref, which), None)
+
+    def impair(self, ref: str, nic: int, wanted: NicImpairment) -> Job:
+        """:param nic: 0 is the first card."""
+        return self._write("PUT", guest_path(ref, f"nics/{nic}/impairment"), wanted)
+
+    @contextmanager
+    def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> Iterator[Stream]:
+        """A pcapng file as it comes; for ever, where `wanted` has no bounds."""
+        asked = {name: value for name, value in asdict(wanted).items() if value is not None}
+        target = f"{guest_path(ref, f'nics/{nic}/capture')}?{urlencode(asked)}"
+        with self.transport.stream("GET", target, timeout=None) as stream:
+            yield stream
 
     def screenshot(self, ref: str) -> bytes:
         """A PNG."""

@@ -12,6 +12,7 @@ import msgspec
 
 from guesthouse.errors import Conflict, InvalidInput
 from guesthouse.model.document import Noun
+from guesthouse.model.impairment import NicImpairment
 
 # Locally administered unicast prefix of our own (IEEE 802: second-least bit of the first octet).
 MAC_PREFIX = "52:67:68"
@@ -87,6 +88,7 @@ class Nic(Noun, kw_only=True, frozen=True):
     :ivar plug: the machine's hot-plug port that it is in; null: it is soldered in, and cannot be
         pulled while the guest runs.
     :ivar address4: fixed; empty: the house chooses one, which it keeps. `address6`: likewise.
+    :ivar impairment: what is done to its packets on purpose, on a network of the house.
     """
 
     mac: str
@@ -97,6 +99,7 @@ class Nic(Noun, kw_only=True, frozen=True):
     address4: str = ""
     address6: str = ""
     link: Link = Link.UP
+    impairment: NicImpairment = NicImpairment()
 
     @property
     def fixed(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from guesthouse.errors import InvalidInput
 from guesthouse.model.device import Disk, Nic, check_publish, numbered
 from guesthouse.model.document import Document, Noun
 from guesthouse.model.image import Seed
+from guesthouse.model.impairment import check_nic_impairment
 from guesthouse.model.names import check_name
 from guesthouse.model.share import Share, check_shares
 from guesthouse.model.states import GuestState
@@ -239,7 +240,8 @@ def check_spec(spec: GuestSpec) -> None:
     check_name(spec.user, field="user")
     _check_host_life(spec)
     check_shares(spec.shares)
-    for nic in spec.nics:
+    for index, nic in enumerate(spec.nics):
+        check_nic_impairment(nic.impairment, field=f"nics[{index}].impairment")
         for port in nic.ports:
             check_publish(port)
     names = [disk.name for disk in spec.disks]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import msgspec
+
 from guesthouse.errors import InvalidInput, UnknownField
 from guesthouse.model.document import Noun
 from guesthouse.model.units import parse_seconds, parse_share
@@ -40,6 +42,18 @@ class NicImpairment(Noun, kw_only=True, frozen=True):
 
     incoming: Impairment = Impairment()
     outgoing: Impairment = Impairment()
+
+
+WORDS = ("latency", "jitter", "loss", "reorder", "rate")
+"""What people write; `in.` or `out.` before it means one direction, else both are meant."""
+DIRECTIONS = {"in": "incoming", "out": "outgoing"}
+
+
+def check_nic_impairment(wanted: NicImpairment, *, field: str = "") -> None:
+    """:raise InvalidInput: as `check_impairment`."""
+    prefix = f"{field}." if field else ""
+    check_impairment(wanted.incoming, field=f"{prefix}incoming")
+    check_impairment(wanted.outgoing, field=f"{prefix}outgoing")
 
 
 def check_impairment(wanted: Impairment, *, field: str = "") -> None:
@@ -83,24 +97,81 @@ def parse_impairment(words: Mapping[str, str]) -> Impairment:
 
     :raise InvalidInput: a value that cannot be. :raise UnknownField: another word.
     """
+    wanted = msgspec.structs.replace(Impairment(), **_read(words))
+    check_impairment(wanted)
+    return wanted
+
+
+def _read(words: Mapping[str, str]) -> dict[str, float]:
     values: dict[str, float] = {}
-    rate = 0
     for name, text in words.items():
         if name in {"latency", "jitter"}:
             values[name] = parse_seconds(text, field=name)
         elif name in {"loss", "reorder"}:
             values[name] = parse_share(text, field=name)
         elif name == "rate":
-            rate = parse_rate(text)
+            values[name] = parse_rate(text)
         else:
-            raise UnknownField(
-                f"There is no impairment {name!r}.",
-                hint="There are latency, jitter, loss, reorder and rate.",
-                field=name,
-            )
-    wanted = Impairment(**values, rate=rate)
-    check_impairment(wanted)
-    return wanted
+            raise _no_word(name)
+    return values
+
+
+def _no_word(name: str) -> UnknownField:
+    return UnknownField(
+        f"There is no impairment {name!r}.",
+        hint="There are latency, jitter, loss, reorder and rate; in. or out. before it means one "
+        "direction.",
+        field=name,
+    )
+
+
+def change_impairment(before: NicImpairment, words: Mapping[str, str]) -> NicImpairment:
+    """`before` with what people want of it: `{"loss": "1%", "in.latency": "80ms"}`.
+
+    A word for one direction counts more than one for both, wherever it stands.
+
+    :raise InvalidInput: a value that cannot be. :raise UnknownField: another word.
+    """
+    changed = {}
+    for short, direction in DIRECTIONS.items():
+        mine = {name: text for name, text in words.items() if "." not in name}
+        for key, text in words.items():
+            of, dot, name = key.partition(".")
+            if dot and of not in DIRECTIONS:
+                raise _no_word(key)
+            if dot and of == short:
+                mine[name] = text
+        now = getattr(before, direction)
+        changed[direction] = msgspec.structs.replace(now, **_read(mine))
+        check_impairment(changed[direction])
+    return NicImpairment(**changed)
+
+
+def impairment_words(impairment: NicImpairment) -> tuple[str, ...]:
+    """As people write it: `latency=80ms`, `in.loss=1%`; none where nothing is impaired."""
+    words: list[tuple[str, str]] = []
+    for name in WORDS:
+        incoming = _written(name, getattr(impairment.incoming, name))
+        outgoing = _written(name, getattr(impairment.outgoing, name))
+        if incoming == outgoing:
+            words.append((name, incoming))
+        else:
+            words += [(f"in.{name}", incoming), (f"out.{name}", outgoing)]
+    return tuple(f"{name}={text}" for name, text in words if text)
+
+
+def _written(name: str, value: float) -> str:
+    """Empty for nothing."""
+    if not value:
+        return ""
+    if name in {"latency", "jitter"}:
+        return f"{value * 1000:.6g}ms"
+    if name in {"loss", "reorder"}:
+        return f"{value * 100:.6g}%"
+    for unit, factor in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.6g}{unit}"
+    return f"{value:g}"
 
 
 def parse_rate(text: str, *, field: str = "rate") -> int:

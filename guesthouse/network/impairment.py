@@ -22,7 +22,7 @@ import msgspec
 from guesthouse.errors import HostLacks
 from guesthouse.model.document import Noun
 from guesthouse.model.host import Capability
-from guesthouse.model.impairment import Impairment, NicImpairment, check_impairment
+from guesthouse.model.impairment import Impairment, NicImpairment, check_nic_impairment
 
 Runner = Callable[[tuple[str, ...], bytes], Awaitable[bool]]
 """Runs a command in the namespace with that input, and says whether it succeeded."""
@@ -59,11 +59,10 @@ class Plan(NamedTuple):
 def plan(tap: str, wanted: NicImpairment, kernel: Shaping) -> Plan:
     """How to impair the card whose tap is `tap`, as a whole: what it had before goes.
 
-    :raise InvalidInput: see `check_impairment`.
+    :raise InvalidInput: see `check_nic_impairment`.
     :raise HostLacks: the kernel cannot do it; `detail["capability"]` names what it lacks.
     """
-    check_impairment(wanted.incoming, field="incoming")
-    check_impairment(wanted.outgoing, field="outgoing")
+    check_nic_impairment(wanted)
     drawn_in = bool(wanted.incoming.loss) and not kernel.netem
     drawn_out = bool(wanted.outgoing.loss) and (not kernel.netem or _is_loss_alone(wanted, kernel))
     queued_in = _queue(_without_loss(wanted.incoming, drawn_in), kernel)

@@ -10,6 +10,7 @@ from guesthouse.operations.creation import Launch
 from guesthouse.operations.deletion import DeleteGuest
 from guesthouse.operations.editing import PublishPort, Rename, SetGuest, UnpublishPort
 from guesthouse.operations.hosting import StartGuests, StopGuests
+from guesthouse.operations.impairing import ImpairNic
 from guesthouse.operations.lifecycle import (
     Pause,
     PowerButton,
@@ -54,6 +55,7 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         AddNic,
         SetNic,
         RemoveNic,
+        ImpairNic,
     ):
         registry.register(kind(rooms))
     registry.register(CreateNetwork(rooms))

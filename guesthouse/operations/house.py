@@ -9,6 +9,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -90,6 +91,7 @@ from guesthouse.operations.seeding import check_seeding, kept_for_launch
 from guesthouse.operations.sharing import ShareParams, UnshareParams, share_of, shares_of, views
 from guesthouse.operations.support import support_bundle
 from guesthouse.operations.survey import RECOVER, survey, unknown_copies
+from guesthouse.operations.traffic_house import TrafficHouse
 from guesthouse.operations.trash import PurgeParams, UndeleteParams, expires_at
 from guesthouse.operations.usage import usage_of, usage_of_running
 from guesthouse.storage.collect import CollectParams
@@ -128,6 +130,10 @@ class House:
     @property
     def facts(self) -> HostFacts:
         return self.rooms.facts()
+
+    @cached_property
+    def traffic(self) -> TrafficHouse:
+        return TrafficHouse(self.rooms, self.jobs)
 
     def info(self) -> HouseInfo:
         return msgspec.structs.replace(

@@ -129,6 +129,7 @@ def _seat(guest: Guest, nic: Nic, lease: Lease) -> Seat:
         network=lease.network,
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
         ports=nic.ports,
+        impairment=nic.impairment,
     )
 
 

@@ -15,6 +15,7 @@ from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
 from guesthouse.network.house.hostside import routes
 from guesthouse.operations.live import LiveGuests
+from guesthouse.operations.traffic import NoTraffic, Traffic
 from guesthouse.storage.pool import DirectoryPool
 from guesthouse.storage.uploads import Uploads
 from guesthouse.store.documents import Documents
@@ -43,6 +44,7 @@ class Rooms:
     :ivar give_back_ids: those of its process are free again, when it is deleted; by its id.
     :ivar refresh_networks: bring about what the changed documents of networks say.
     :ivar recover_networks: the same after a recovery: guests that run have their cards again.
+    :ivar traffic: what can be done with the packets of guests' cards.
     :ivar host_routes: CIDRs that subnets of networks must not be in.
     :ivar networks_change: held while networks come and go, or guests come to be on them: so that
         no two have one subnet, and none goes that a guest is on.
@@ -62,6 +64,7 @@ class Rooms:
     give_back_ids: Callable[[str], Awaitable[None]] = nowhere
     refresh_networks: Callable[[], Awaitable[None]] = nothing
     recover_networks: Callable[[], Awaitable[None]] = nothing
+    traffic: Traffic = field(default_factory=NoTraffic)
     host_routes: Callable[[], Awaitable[Sequence[str]]] = routes
     networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)

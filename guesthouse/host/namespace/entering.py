@@ -22,6 +22,7 @@ from guesthouse.errors import (
     HostLacks,
     InUse,
     InvalidInput,
+    NotFound,
     Unavailable,
 )
 from guesthouse.host.capabilities import of_tun
@@ -142,6 +143,22 @@ class Porter:
         if "errno" not in answer:
             return fds[0]
         raise _no_tap(name, answer["errno"])
+
+    async def sniff(self, name: str, *, room: int) -> int:
+        """A packet socket that sees all of interface `name` (`kernel.sniff`); it is the caller's.
+
+        :raise NotFound: there is no such interface. :raise EngineError: the kernel refused.
+        :raise Unavailable: the porter died.
+        """
+        answer, fds = await self._ask({"op": "sniff", "name": name, "room": room})
+        if "errno" not in answer:
+            return fds[0]
+        if answer["errno"] == errno.ENODEV:
+            raise NotFound(f"There is no interface {name}.", name=name)
+        raise EngineError(
+            f"Packets of {name} cannot be captured: {os.strerror(answer['errno'])}.",
+            errno=answer["errno"],
+        )
 
     async def settings(self, values: Mapping[str, str]) -> None:
         """Write values below /proc/sys/net, by names such as `ipv4/ip_forward`.

@@ -155,6 +155,16 @@ class HouseNamespace:
         except Unavailable:
             return await (await self._another_porter()).tap(name)
 
+    async def sniff(self, name: str, *, room: int) -> int:
+        """A packet socket that sees all of interface `name`; it is the caller's.
+
+        :param room: bytes that may wait in it. Raises as `Porter.sniff`, and as `facts`.
+        """
+        try:
+            return await self._here.porter.sniff(name, room=room)
+        except Unavailable:
+            return await (await self._another_porter()).sniff(name, room=room)
+
     async def drop_tap(self, name: str) -> None:
         """Remove a tap, even one that is open; nothing happens if it is not there.
 

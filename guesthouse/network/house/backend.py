@@ -24,6 +24,7 @@ from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
 from guesthouse.network.house.hostside import Changes, HostSide, look
+from guesthouse.network.house.impairing import Impairing
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.mending import Mending
 from guesthouse.network.house.naming import Naming
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 SERVICES = "network-services.json"
 RULES = "network-rules.json"
+IMPAIRMENTS = "network-impairments.json"
 SOCKET = "uplink.sock"
 
 
@@ -59,7 +61,8 @@ class HouseNetwork:
         self._naming = Naming(namespace, self._services)
         self._publishing = Publishing(namespace, self._services, self._uplink)
         self._rules = Rules(namespace, runtime / RULES)
-        self._records_of_ours = (runtime / SERVICES, runtime / RULES)
+        self.impairing = Impairing(namespace, runtime / IMPAIRMENTS)
+        self._records_of_ours = (runtime / SERVICES, runtime / RULES, runtime / IMPAIRMENTS)
         self._seats: dict[Key, Seat] = {}
         self._resting: set[Key] = set()
         self._wiring = Wiring(namespace)
@@ -128,24 +131,28 @@ class HouseNetwork:
                 await self._settle()
 
     async def update(self, seat: Seat) -> None:
-        """An attached card has changed. :raise NotFound: it is not attached."""
+        """An attached card has changed: its rules, its impairment, its addresses.
+        :raise NotFound: it is not attached. :raise HostLacks: the kernel cannot impair it so."""
         async with self._one_at_a_time:
             before = self._seat(*seat.key)
             self._seats[seat.key] = seat
             try:
                 await self._settle()
+                self.impairing.require(seat.key)
             except BaseException:
                 self._seats[seat.key] = before
+                await self.impairing.settle(self._seats.values())
                 raise
 
     async def check(self) -> bool:
-        """Load the rules again if the kernel has lost them; whether it had."""
+        """Load rules and impairments again if the kernel has lost them; whether it had."""
         async with self._one_at_a_time:
-            if await self._rules.are_there():
-                return False
-            self._rules.forget()
-            await self._rules.load(await self._ruleset())
-            return True
+            lost, there = await self.impairing.lost(), await self._rules.are_there()
+            if not there:
+                self._rules.forget()
+                await self._rules.load(await self._ruleset())
+            await self.impairing.settle(self._seats.values())
+            return lost or not there
 
     async def counters(self) -> dict[str, Count]:
         """How often each rule decided, by its key."""
@@ -157,8 +164,8 @@ class HouseNetwork:
 
     @property
     def kernel_capabilities(self) -> tuple[Capability, ...]:
-        """What this kernel's firewall can do; none before `open`."""
-        return self._rules.capabilities
+        """What this kernel can do for rules and impairments; none before `open`."""
+        return (*self._rules.capabilities, *self.impairing.capabilities)
 
     # --- the contract --------------------------------------------------------------------------
 
@@ -175,6 +182,7 @@ class HouseNetwork:
             self._resting.discard(seat.key)
             try:
                 failed = await self._settle()
+                self.impairing.require(seat.key)
                 for port in seat.ports:
                     if where(port) in failed:
                         raise failed[where(port)]
@@ -312,6 +320,7 @@ class HouseNetwork:
             self._rules.forget()
         self._facts = facts
         await asyncio.gather(self._naming.enter(), self._wiring.look(), self._rules.features())
+        await self.impairing.enter(facts.net, self._wiring.taps)
         if self._holder_watch is not None:
             self._holder_watch.cancel()
         self._holder_watch = asyncio.create_task(self._watch_holder())
@@ -335,6 +344,7 @@ class HouseNetwork:
 
         await _together(wire(), lead_out(), rule())
         await rule()  # of ports that were opened meanwhile; mostly there are none
+        await self.impairing.settle(self._seats.values())
         return failed
 
     async def _lead_out(self) -> dict[Where, GuesthouseError]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from guesthouse.model.device import Nic, Publish
 from guesthouse.model.document import Noun
 from guesthouse.model.firewall import AddressSet, Firewall, SecurityGroup
+from guesthouse.model.impairment import NicImpairment
 from guesthouse.model.network import Network
 from guesthouse.network.rules.ruleset import Card
 
@@ -23,6 +24,7 @@ class Seat(Noun, kw_only=True, frozen=True):
     :ivar number: of the guest, which no other of its house has. :ivar network: id.
     :ivar addresses: at most one IPv4 and one IPv6, which the card keeps.
     :ivar ports: published ones, each with its real host port.
+    :ivar impairment: what is done to its packets on purpose.
     """
 
     guest: str
@@ -34,6 +36,7 @@ class Seat(Noun, kw_only=True, frozen=True):
     addresses: tuple[str, ...] = ()
     firewall: Firewall = Firewall()
     ports: tuple[Publish, ...] = ()
+    impairment: NicImpairment = NicImpairment()
 
     @property
     def key(self) -> Key:

@@ -21,6 +21,11 @@ class Wiring:
         self._taps: dict[Key, int] = {}
         self._links: links.Links = {}
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """As of the last look, and those made since."""
+        return tuple(name for name in self._links if links.is_ours(name) and name[0] == "t")
+
     async def look(self) -> None:
         """What is there is asked of the kernel."""
         listed = await self._namespace.run(links.LIST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import socket
 import struct
 
 NEWNS = 0x0002_0000
@@ -25,6 +26,10 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _IFREQ = "16sH22x"
 _IFF_UP = 1
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+# linux/if_ether.h, linux/if_packet.h, asm-generic/socket.h
+_ETH_P_ALL, _SOL_PACKET, _PACKET_AUXDATA = 3, 263, 8
+_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 
 TUN = "/dev/net/tun"
 TUN_NUMBERS = (10, 200)
@@ -112,6 +117,28 @@ def open_tap(name: str, *, persist: bool) -> int:
         os.close(tap)
         raise
     return tap
+
+
+def sniff(name: str, *, room: int) -> socket.socket:
+    """A socket that gets a copy of every packet of that interface, with the kernel's time and the
+    packet's true length.
+
+    :param room: bytes that may wait in it; without power over the host it is `rmem_max` at most.
+    """
+    # Without a protocol nothing comes yet.
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    try:
+        packets.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        packets.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        try:
+            packets.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
+        except PermissionError:
+            packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        packets.bind((name, _ETH_P_ALL))
+    except BaseException:
+        packets.close()
+        raise
+    return packets
 
 
 def link_up(name: str, via: int) -> None:

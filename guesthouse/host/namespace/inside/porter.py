@@ -1,8 +1,9 @@
 """The porter: stands inside the house's namespaces and does there what its daemon asks.
 
 It lives as long as the socket to its daemon does. Requests are JSON, one each packet, answered in
-order; a tap comes back as a descriptor (SCM_RIGHTS). A fork of the daemon itself would do it too,
-but the daemon has threads, and the child of such a process may hardly do anything safely.
+order; a tap comes back as a descriptor (SCM_RIGHTS), a socket that captures too. A fork of the
+daemon itself would do it as well, but the daemon has threads, and the child of such a process may
+hardly do anything safely.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def _tap(request: dict[str, Any]) -> _Answer:
     return {}, [kernel.open_tap(request["name"], persist=True)]
 
 
+def _sniff(request: dict[str, Any]) -> _Answer:
+    return {}, [kernel.sniff(request["name"], room=request["room"]).detach()]
+
+
 def _settings(request: dict[str, Any]) -> _Answer:
     for name, value in request["values"].items():
         prepare.setting(name, value)
@@ -70,6 +75,7 @@ def _settings(request: dict[str, Any]) -> _Answer:
 
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], _Answer]] = {
     "tap": _tap,
+    "sniff": _sniff,
     "settings": _settings,
 }
 

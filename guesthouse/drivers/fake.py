@@ -35,7 +35,7 @@ from guesthouse.errors import (
     QmpFailed,
 )
 from guesthouse.host.process import boot_id
-from guesthouse.model.device import Publish, parse_publish
+from guesthouse.model.device import Publish, named_port, parse_publish
 from guesthouse.model.guest import BootPath, Guest, LaunchRecord
 from guesthouse.network.ports import overlap, reserve
 
@@ -256,7 +256,7 @@ class FakeProcess:
 
     @property
     def ports(self) -> list[Publish]:
-        return [parse_publish(text) for text in self._facts["ports"]]
+        return [named_port(parse_publish(t), must_name=False) for t in self._facts["ports"]]
 
     @ports.setter
     def ports(self, ports: Sequence[Publish]) -> None:

@@ -21,7 +21,7 @@ from guesthouse.images.building import BuildParams, RemoveParams
 from guesthouse.images.importing import ImportImage, refuse_taken
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.checkup import Checkup
-from guesthouse.model.device import Publish, check_publish
+from guesthouse.model.device import PortRequest, Publish, named_port
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest, pending_changes
 from guesthouse.model.host import HostFacts
@@ -199,14 +199,14 @@ class House:
         check_total(request.memory, self.facts)
         self._check_image(request.image)
         check_seeding(self.rooms, request)
-        for port in request.publish:
-            check_publish(port)
+        ports = tuple(self._named(port) for port in request.publish)
         fields = msgspec.structs.asdict(request) | {
             "name": name,
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
             "shares": shares_of(request.shares, requester),
-            "networks": networks_of(self.rooms, request.networks, request.publish),
+            "publish": ports,
+            "networks": networks_of(self.rooms, request.networks, ports),
         }
         # Secret, so it goes another way than into the job's document.
         secret = CloudInit(
@@ -287,11 +287,13 @@ class House:
         params = PurgeParams(guest=guest.id, deleted_at=guest.deleted_at)
         return await self._submit_params("guest.purge", params, guest, requester)
 
-    async def publish(self, ref: str, request: Publish, requester: str) -> Job:
-        check_publish(request)
-        guest = self.view.guest(ref)
+    def _named(self, port: PortRequest) -> Publish:
+        return named_port(port, must_name=self.rooms.folders.mode == "system")
+
+    async def publish(self, ref: str, request: PortRequest, requester: str) -> Job:
+        port, guest = self._named(request), self.view.guest(ref)
         return await self._submit_params(
-            "guest.publish", PublishParams(guest=guest.id, port=request), guest, requester
+            "guest.publish", PublishParams(guest=guest.id, port=port), guest, requester
         )
 
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job:

@@ -57,6 +57,9 @@ def network_ls(as_json: bool) -> None:
     ]
     headers = ["NAME", "KIND", "IPV4", "IPV6", "GUESTS"]
     show(render(headers, rows, width=terminal_width(), drop=("IPV6",), colour=colourful()))
+    for one in found:
+        if one.clashes:
+            output.note(f"{one.name}: this host has a route of its own to {_clashes(one)}")
 
 
 @command(
@@ -146,6 +149,8 @@ def network_info(name: str, as_json: bool) -> None:
     ]
     if found.dhcp is not None:
         rows.append(("Given out", f"{found.dhcp.first} to {found.dhcp.last}"))
+    if found.clashes:
+        rows.append(("Out of reach", f"{_clashes(found)}: this host has a route of its own there"))
     rows += [
         ("Domain", found.domain or "none"),
         ("MTU", f"{found.mtu} bytes"),
@@ -180,6 +185,10 @@ _KINDS = {
 
 def _with_house(subnet: str, own: str) -> str:
     return f"{subnet}, the house is {own}" if subnet else "none"
+
+
+def _clashes(found: NetworkView) -> str:
+    return ", ".join(found.clashes)
 
 
 def _reach(found: NetworkView) -> str:

@@ -169,7 +169,8 @@ class House:
         return ImageView.of(image, users=self.rooms.catalogue.users(image))
 
     def network_view(self, network: Network) -> NetworkView:
-        return NetworkView.of(network, self.view.guests.values(), self.view.leases.values())
+        guests, leases = self.view.guests.values(), self.view.leases.values()
+        return NetworkView.of(network, guests, leases, self.rooms.clashes.of(network.id))
 
     def known_images(self) -> list[KnownImage]:
         built = {image.name for image in self.view.images.values()}

@@ -110,3 +110,11 @@ def test_set_refuses_what_changes_nothing(guest: Room, change: str, word: str) -
     said = guest("network", "set", "lan", change)
     assert said.code == 2 and word in said.err
     assert guest.bodies("PATCH", "/v1/networks/lan") == []
+
+
+def test_a_clash_is_shown(guest: Room) -> None:
+    lan = guest.house.add_network("lan")
+    guest.house.clashes[lan.id] = ("10.0.0.0/8",)
+    listed = guest("network", "ls")
+    assert listed.out.splitlines()[1].startswith("lan") and "route of its own" in listed.err
+    assert "Out of reach" in guest("network", "info", "lan").out

@@ -213,6 +213,7 @@ async def run(
                 await settle_idle(rooms)
                 await forget_orphaned(rooms)
                 housekeeping.start()
+                await rooms.clashes.start()
                 boot.start_guests(settling)
             if shutdown_guests:
                 await stop_guests(house, stop)
@@ -222,6 +223,7 @@ async def run(
             say.stopping()
             await boot.close()
             await housekeeping.close()
+            await rooms.clashes.close()
             await jobs.close()
             await supervisor.close()
             await copies.close()

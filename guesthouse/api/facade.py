@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from guesthouse.jobs.runner import JobRunner
     from guesthouse.model.capture import CaptureQuery
     from guesthouse.model.checkup import Checkup
-    from guesthouse.model.device import Publish
+    from guesthouse.model.device import PortRequest
     from guesthouse.model.guest import Guest
     from guesthouse.model.host import HostFacts
     from guesthouse.model.image import Image
@@ -146,7 +146,7 @@ class House(Protocol):
         """Delete a guest of the trash for good; `ref` as for `undelete`."""
         ...
 
-    async def publish(self, ref: str, request: Publish, requester: str) -> Job: ...
+    async def publish(self, ref: str, request: PortRequest, requester: str) -> Job: ...
 
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job: ...
 

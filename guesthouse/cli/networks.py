@@ -1,4 +1,4 @@
-"""`guest network ls|create|info|rm`."""
+"""`guest network ls|create|info|rm`; `set` is next door."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from guesthouse.cli import output
 from guesthouse.cli.command import command, complete_networks, json_option, yes_option
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
+from guesthouse.cli.network_set import network_set, parse_range
 from guesthouse.cli.remove import require_all
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
 from guesthouse.client.house import network_path
-from guesthouse.errors import InvalidInput
 from guesthouse.model.names import check_name
 from guesthouse.model.network import DhcpRange, NetworkKind
 from guesthouse.model.networking import NetworkRequest, NetworkView
@@ -57,6 +57,9 @@ def network_ls(as_json: bool) -> None:
     ]
     headers = ["NAME", "KIND", "IPV4", "IPV6", "GUESTS"]
     show(render(headers, rows, width=terminal_width(), drop=("IPV6",), colour=colourful()))
+    for one in found:
+        if one.clashes:
+            output.note(f"{one.name}: this host has a route of its own to {_clashes(one)}")
 
 
 @command(
@@ -125,16 +128,7 @@ def _subnet(text: str | None) -> str | None:
 
 
 def _range(text: str | None) -> DhcpRange | None:
-    if text is None:
-        return None
-    first, dash, last = text.partition("-")
-    if not dash:
-        raise InvalidInput(
-            f"{text!r} is not a range of addresses.",
-            hint="Write the first and the last: 10.77.0.100-10.77.0.200",
-            field="dhcp",
-        )
-    return DhcpRange(first=first.strip(), last=last.strip())
+    return None if text is None else parse_range(text)
 
 
 @command("info", examples=[("guest network info lan", ""), ("guest network info lan --json", "")])
@@ -155,6 +149,8 @@ def network_info(name: str, as_json: bool) -> None:
     ]
     if found.dhcp is not None:
         rows.append(("Given out", f"{found.dhcp.first} to {found.dhcp.last}"))
+    if found.clashes:
+        rows.append(("Out of reach", f"{_clashes(found)}: this host has a route of its own there"))
     rows += [
         ("Domain", found.domain or "none"),
         ("MTU", f"{found.mtu} bytes"),
@@ -191,6 +187,10 @@ def _with_house(subnet: str, own: str) -> str:
     return f"{subnet}, the house is {own}" if subnet else "none"
 
 
+def _clashes(found: NetworkView) -> str:
+    return ", ".join(found.clashes)
+
+
 def _reach(found: NetworkView) -> str:
     if found.kind is NetworkKind.ISOLATED:
         return "each other"
@@ -224,5 +224,5 @@ def network_rm(names: tuple[str, ...], yes: bool) -> None:
     carry_out(house, wishes, lambda job: f"Removed network {job.target_name}")
 
 
-for _command in (network_ls, network_create, network_info, network_rm):
+for _command in (network_ls, network_create, network_info, network_set, network_rm):
     network.add_command(_command)

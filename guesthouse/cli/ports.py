@@ -11,7 +11,7 @@ from guesthouse.cli.command import command, guest_argument
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.errors import InvalidInput, NotFound
-from guesthouse.model.device import Protocol, Publish, parse_publish
+from guesthouse.model.device import PortRequest, Protocol, Publish, parse_publish
 from guesthouse.model.reports import GuestView, UnpublishRequest
 
 
@@ -31,14 +31,24 @@ def ports_of(guest: GuestView) -> list[Publish]:
 @guest_argument()
 @click.argument("port", metavar="[IP:]HOST:GUEST[/udp]")
 def publish(name: str, port: str) -> None:
-    """Lead a port of this host into a guest. A running guest has it at once."""
+    """Lead a port of this host into a guest. A running guest has it at once.
+
+    Without an address it is 127.0.0.1; the system's house wants one to be named.
+    """
     wanted = parse_publish(port)
     house = open_house()
     before = set(ports_of(house.guest(name)))
     carry_out(house, [Wish(name, lambda: house.publish(name, wanted))])
     guest = house.guest(name)
-    for made in [one for one in ports_of(guest) if one not in before] or [wanted]:
+    new = [one for one in ports_of(guest) if one not in before]
+    for made in new or [one for one in before if _is_asked(one, wanted)]:
         output.result(f"Published {made} of {guest.name}")
+
+
+def _is_asked(port: Publish, wanted: PortRequest) -> bool:
+    """It was published already."""
+    same = (port.host_port, port.guest_port, port.protocol)
+    return same == (wanted.host_port, wanted.guest_port, wanted.protocol)
 
 
 @command(

@@ -18,7 +18,7 @@ from guesthouse.client.transport import Response, Stream, Transport
 from guesthouse.errors import GuesthouseError, Internal, InvalidInput
 from guesthouse.model.capture import CaptureQuery
 from guesthouse.model.checkup import Checkup
-from guesthouse.model.device import Publish
+from guesthouse.model.device import PortRequest, Publish
 from guesthouse.model.document import Noun, convert_strict, decode_strict, encode
 from guesthouse.model.host import HostFacts
 from guesthouse.model.impairment import NicImpairment
@@ -163,7 +163,7 @@ class House:
         query = f"?{urlencode(chosen)}" if chosen else ""
         return self._write("DELETE", guest_path(ref) + query, None)
 
-    def publish(self, ref: str, port: Publish) -> Job:
+    def publish(self, ref: str, port: PortRequest | Publish) -> Job:
         return self._write("POST", guest_path(ref, "ports"), port)
 
     def unpublish(self, ref: str, port: UnpublishRequest) -> Job:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from guesthouse.drivers.base import Exit
-from guesthouse.model.device import Nic, Publish, parse_publish
+from guesthouse.model.device import Nic, Publish, named_port, parse_publish
 from guesthouse.model.document import convert_strict
 
 
@@ -61,7 +61,7 @@ class FakeProcess:
 
     @property
     def ports(self) -> list[Publish]:
-        return [parse_publish(text) for text in self._facts["ports"]]
+        return [named_port(parse_publish(t), must_name=False) for t in self._facts["ports"]]
 
     @ports.setter
     def ports(self, ports: Sequence[Publish]) -> None:

@@ -18,7 +18,8 @@ class Health(StrEnum):
 class Check(Noun, kw_only=True, frozen=True):
     """One finding. Several may have the same name.
 
-    :ivar name: what was looked at: `documents`, `database`, `keeper`, `space`, `disks`, `guests`.
+    :ivar name: what was looked at: `documents`, `database`, `keeper`, `space`, `disks`, `guests`,
+        `subnets`.
     :ivar message: what was found, in a sentence.
     :ivar cure: the command, or what else to do; empty where nothing is to be done.
     """

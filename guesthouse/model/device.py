@@ -77,6 +77,15 @@ class Link(StrEnum):
     DOWN = "down"
 
 
+class PortRequest(Publish, kw_only=True, frozen=True):
+    """A port that somebody asks for.
+
+    :ivar host_ip: empty is 127.0.0.1; the system's house wants an address to be named.
+    """
+
+    host_ip: str = ""
+
+
 class Nic(Noun, kw_only=True, frozen=True):
     """A network card.
 
@@ -171,7 +180,7 @@ def new_mac() -> str:
     return MAC_PREFIX + "".join(f":{byte:02x}" for byte in os.urandom(3))
 
 
-def parse_publish(text: str, *, field: str = "publish") -> Publish:
+def parse_publish(text: str, *, field: str = "publish") -> PortRequest:
     """`[ip:]host:guest[/udp]`, e.g. `8080:80`, `0.0.0.0:53:53/udp`, `[::1]:8080:80`.
 
     :raise InvalidInput: not of that shape, a port out of range, or not an address.
@@ -181,11 +190,11 @@ def parse_publish(text: str, *, field: str = "publish") -> Publish:
         protocol = Protocol(suffix or "tcp")
         rest, guest = body.rsplit(":", 1)
         address, _, host = rest.rpartition(":")
-        address = address or "127.0.0.1"
         if address.startswith("[") and address.endswith("]"):
             address = address[1:-1]
-        ipaddress.ip_address(address)
-        port = Publish(
+        if address:
+            ipaddress.ip_address(address)
+        port = PortRequest(
             host_ip=address, host_port=int(host), guest_port=int(guest), protocol=protocol
         )
     except ValueError:
@@ -194,8 +203,31 @@ def parse_publish(text: str, *, field: str = "publish") -> Publish:
             hint="Write [ip:]host:guest[/udp], for example 8080:80 or 0.0.0.0:5353:53/udp.",
             field=field,
         ) from None
-    check_publish(port, field=field)
+    _check_ports(port, field)
     return port
+
+
+def named_port(port: PortRequest, *, must_name: bool, field: str = "publish") -> Publish:
+    """The port with its address. :param must_name: this house takes none for granted.
+
+    :raise InvalidInput: no address is named where one must be, or what `check_publish` says.
+    """
+    if must_name and not port.host_ip:
+        said = f"{port.host_port}:{port.guest_port}"
+        raise InvalidInput(
+            f"Say at which of this host's addresses port {port.host_port} shall be: the system's "
+            "house opens none on its own account.",
+            hint=f"127.0.0.1:{said} for this host alone, 0.0.0.0:{said} for everybody.",
+            field=field,
+        )
+    found = Publish(
+        host_ip=port.host_ip or "127.0.0.1",
+        host_port=port.host_port,
+        guest_port=port.guest_port,
+        protocol=port.protocol,
+    )
+    check_publish(found, field=field)
+    return found
 
 
 def check_publish(port: Publish, *, field: str = "publish") -> None:
@@ -204,6 +236,10 @@ def check_publish(port: Publish, *, field: str = "publish") -> None:
         ipaddress.ip_address(port.host_ip)
     except ValueError:
         raise InvalidInput(f"{port.host_ip!r} is not an IP address.", field=field) from None
+    _check_ports(port, field)
+
+
+def _check_ports(port: Publish, field: str) -> None:
     for number, low in ((port.host_port, 0), (port.guest_port, 1)):
         if not low <= number <= 65535:
             raise InvalidInput(

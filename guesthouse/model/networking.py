@@ -78,15 +78,21 @@ class NetworkView(Network, kw_only=True, frozen=True):
     """A network, and who is on it.
 
     :ivar own_address4: the house's own address there. `own_address6`: likewise.
+    :ivar clashes: routes of this host, as CIDRs, that came to lead into its subnets.
     """
 
     own_address4: str = ""
     own_address6: str = ""
+    clashes: tuple[str, ...] = ()
     members: tuple[NetworkMember, ...] = ()
 
     @classmethod
     def of(
-        cls, network: Network, guests: Iterable[Guest] = (), leases: Iterable[Lease] = ()
+        cls,
+        network: Network,
+        guests: Iterable[Guest] = (),
+        leases: Iterable[Lease] = (),
+        clashes: tuple[str, ...] = (),
     ) -> NetworkView:
         """Members sorted by name, those in the trash last."""
         known = {(one.guest, one.nic): one for one in leases if one.network == network.id}
@@ -101,6 +107,7 @@ class NetworkView(Network, kw_only=True, frozen=True):
             **structs.asdict(network),
             own_address4=network.gateway4,
             own_address6=network.gateway6,
+            clashes=clashes,
             members=tuple(members),
         )
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, structs
 
-from guesthouse.model.device import MAX_CARDS, Protocol, Publish
+from guesthouse.model.device import MAX_CARDS, PortRequest, Protocol
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import (
     LONGEST,
@@ -88,7 +88,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     cpus: Cpus = 1
     memory: Memory | None = None
     disk: DiskSize | None = None
-    publish: Annotated[tuple[Publish, ...], Meta(max_length=256)] = ()
+    publish: Annotated[tuple[PortRequest, ...], Meta(max_length=256)] = ()
     firmware: Firmware = Firmware.BIOS
     accelerator: Accelerator = Accelerator.AUTO
     display: bool = True

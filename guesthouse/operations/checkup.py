@@ -43,6 +43,7 @@ async def check_up(rooms: Rooms, keeper: Callable[[], Awaitable[KeeperFacts]]) -
         check_space(await rooms.pool.space(), str(rooms.pool.root)),
         *await asyncio.to_thread(_disks, rooms),
         *await asyncio.to_thread(_guests, rooms),
+        *await rooms.clashes.checks(),
     ]
     return Checkup(checks=tuple(found))
 

@@ -22,7 +22,7 @@ from guesthouse.images.building import BuildParams, RemoveParams
 from guesthouse.images.importing import ImportImage, refuse_taken
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.checkup import Checkup
-from guesthouse.model.device import Publish, check_publish
+from guesthouse.model.device import PortRequest, Publish, named_port
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest, pending_changes
 from guesthouse.model.host import HostFacts
@@ -180,7 +180,8 @@ class House:
         return ImageView.of(image, users=self.rooms.catalogue.users(image))
 
     def network_view(self, network: Network) -> NetworkView:
-        return NetworkView.of(network, self.view.guests.values(), self.view.leases.values())
+        guests, leases = self.view.guests.values(), self.view.leases.values()
+        return NetworkView.of(network, guests, leases, self.rooms.clashes.of(network.id))
 
     def known_images(self) -> list[KnownImage]:
         built = {image.name for image in self.view.images.values()}
@@ -210,17 +211,17 @@ class House:
         check_total(request.memory, self.facts)
         self._check_image(request.image)
         check_seeding(self.rooms, request)
-        for port in request.publish:
-            check_publish(port)
+        ports = tuple(self._named(port) for port in request.publish)
         fields = msgspec.structs.asdict(request) | {
             "name": name,
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
             "shares": shares_of(request.shares, requester),
+            "publish": ports,
             "networks": networks_of(
                 self.rooms,
                 request.networks or [wish.network for wish in request.nics],
-                request.publish,
+                ports,
             ),
             "nics": requested_at_launch(self.rooms, request.networks, request.nics),
         }
@@ -303,11 +304,13 @@ class House:
         params = PurgeParams(guest=guest.id, deleted_at=guest.deleted_at)
         return await self._submit_params("guest.purge", params, guest, requester)
 
-    async def publish(self, ref: str, request: Publish, requester: str) -> Job:
-        check_publish(request)
-        guest = self.view.guest(ref)
+    def _named(self, port: PortRequest) -> Publish:
+        return named_port(port, must_name=self.rooms.folders.mode == "system")
+
+    async def publish(self, ref: str, request: PortRequest, requester: str) -> Job:
+        port, guest = self._named(request), self.view.guest(ref)
         return await self._submit_params(
-            "guest.publish", PublishParams(guest=guest.id, port=request), guest, requester
+            "guest.publish", PublishParams(guest=guest.id, port=port), guest, requester
         )
 
     async def unpublish(self, ref: str, request: UnpublishRequest, requester: str) -> Job:

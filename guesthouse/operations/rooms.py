@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Driver
@@ -13,7 +13,9 @@ from guesthouse.images.catalogue import Catalogue
 from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
+from guesthouse.model.network import Network
 from guesthouse.network.house.hostside import routes
+from guesthouse.operations.clashing import Clashes
 from guesthouse.operations.live import LiveGuests
 from guesthouse.operations.traffic import NoTraffic, Traffic
 from guesthouse.storage.pool import DirectoryPool
@@ -69,9 +71,17 @@ class Rooms:
     networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
+    clashes: Clashes = field(init=False)
 
     def __post_init__(self) -> None:
+        self.clashes = Clashes(self._networks, self._routes)
         self.uploads = Uploads(self.folders.uploads)
+
+    def _networks(self) -> Iterable[Network]:
+        return self.view.networks.values()
+
+    async def _routes(self) -> Sequence[str]:
+        return await self.host_routes()
 
     async def guest(self, guest_id: str) -> Guest:
         """The stored document, not the view's: operations decide on what is durable.

@@ -303,3 +303,21 @@ async def test_events_tell_of_networks(api: httpx.AsyncClient, documented: Docum
     documented.schema("HouseEvent", data)
     assert kind == "network" and data["document"]["name"] == "lan"
     assert (await api.get("/v1/events?kinds=networks")).status_code == 400
+
+
+async def test_a_subnet_that_the_host_comes_to_route_elsewhere_is_shown(
+    api: httpx.AsyncClient, house: ApiHouse, refreshed: list[str]
+) -> None:
+    await create(api)
+    lan = await shown(api)
+    assert lan["clashes"] == []
+
+    async def vpn() -> tuple[str, ...]:
+        return (lan["subnet4"],)
+
+    house.rooms.host_routes = vpn
+    await house.rooms.clashes.look()
+    assert (await shown(api))["clashes"] == [lan["subnet4"]]
+    found = (await api.get("/v1/checkup")).json()["checks"]
+    [check] = [one for one in found if one["name"] == "subnets"]
+    assert check["health"] == "notice" and "network lan" in check["message"]

@@ -45,3 +45,18 @@ async def test_an_address_that_no_guest_can_have_is_refused_also_while_it_is_sto
     assert "IPv6" in job.problem.message
     guest = (await api.get("/v1/guests/web")).json()
     assert guest["spec"]["nics"][0]["ports"] == []
+
+
+async def test_the_system_house_opens_no_port_on_an_address_that_nobody_named(
+    api: httpx.AsyncClient, house: ApiHouse
+) -> None:
+    await house.guest("web")
+    house.rooms.folders = house.rooms.folders._replace(mode="system")
+    port = {"host_port": 0, "guest_port": 80}
+    launch = {"image": "micro", "name": "db", "publish": [port]}
+    for where, body in (("/v1/guests/web/ports", port), ("/v1/guests", launch)):
+        problem = (await api.post(where, json=body)).json()
+        assert problem["code"] == "invalid-input" and "127.0.0.1:0:80" in problem["hint"]
+    body = {"host_ip": "127.0.0.1", **port}
+    job = job_of(await api.post("/v1/guests/web/ports", json=body, params=WAIT))
+    assert job.state is JobState.DONE

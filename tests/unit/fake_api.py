@@ -18,7 +18,7 @@ from websockets.utils import accept_key
 
 from guesthouse.errors import Cancelled, Conflict, GuesthouseError, NotFound
 from guesthouse.model.checkup import Checkup
-from guesthouse.model.device import Publish
+from guesthouse.model.device import PortRequest, named_port
 from guesthouse.model.document import encode
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
@@ -26,7 +26,7 @@ from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image, ImageKind, Seed, SourceFormat
 from guesthouse.model.imports import Upload
 from guesthouse.model.job import Job, JobProgress
-from guesthouse.model.network import NetworkKind
+from guesthouse.model.network import Network, NetworkKind
 from guesthouse.model.reports import (
     HouseInfo,
     HouseMode,
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "guests", ref, "ports"]:
                 guest = house.guest(ref)
                 nic = guest.spec.nics[0]
-                port = msgspec.convert(body, Publish)
+                port = named_port(msgspec.convert(body, PortRequest), must_name=False)
                 if not port.host_port:
                     port = msgspec.structs.replace(port, host_port=40123)
                 nics = (msgspec.structs.replace(nic, ports=(*nic.ports, port)),)
@@ -269,6 +269,12 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "networks"]:
                 house.add_network(body["name"], NetworkKind(body["kind"]))
                 self._job("network.create", None, of=body["name"])
+            case ["PATCH", "networks", ref]:
+                known = house.networks[house.network(ref).id]
+                named = {key: value for key, value in body.items() if value is not None}
+                changed = msgspec.convert(msgspec.to_builtins(known) | named, Network)
+                house.networks[known.id] = changed
+                self._job("network.set", None, of=ref)
             case ["DELETE", "networks", ref]:
                 del house.networks[house.network(ref).id]
                 self._job("network.remove", None, of=ref)

@@ -75,6 +75,7 @@ class FakeHouse:
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
         self.networks: dict[str, Network] = {}
+        self.clashes: dict[str, tuple[str, ...]] = {}
         self.uploads: dict[str, bytearray] = {}
         self.room = 1 << 40
         self.trash: list[Guest] = []
@@ -152,6 +153,7 @@ class FakeHouse:
                     )
                     for at, guest in enumerate(guests)
                 ],
+                self.clashes.get(one.id, ()),
             )
             for one in self.networks.values()
         ]

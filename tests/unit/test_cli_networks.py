@@ -74,3 +74,47 @@ def test_launch_sends_the_networks(guest: Room) -> None:
     args = ("launch", "micro", "box", "--network", "lan", "--network", "builtin")
     assert guest(*args).code == 0
     assert guest.bodies("POST", "/v1/guests")[0]["networks"] == ["lan", "builtin"]
+
+
+def test_set_changes_what_was_named(guest: Room) -> None:
+    guest.house.add_network("lan")
+    said = guest("network", "set", "lan", "mtu=1400", "lan-access=off", "dhcp=10.1.0.5-10.1.0.9",
+                 "name=office", "domain=")  # fmt: skip
+    assert said.out.startswith("office: mtu=1400 lan-access=off")
+    assert guest.bodies("PATCH", "/v1/networks/lan") == [
+        {
+            "name": "office",
+            "dhcp": {"first": "10.1.0.5", "last": "10.1.0.9"},
+            "domain": "",
+            "mtu": 1400,
+            "host_access": None,
+            "lan_access": False,
+        }
+    ]
+    assert guest.json("network", "info", "office")["mtu"] == 1400
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("mtu=big", "not a number"),
+        ("host-access=maybe", "on or off"),
+        ("mtu", "write KEY=VALUE"),
+        ("mtus=1", "Did you mean mtu="),
+        ("subnet=10.0.0.0/24", "make another network"),
+        ("dhcp=10.0.0.1", "not a range"),
+    ],
+)
+def test_set_refuses_what_changes_nothing(guest: Room, change: str, word: str) -> None:
+    guest.house.add_network("lan")
+    said = guest("network", "set", "lan", change)
+    assert said.code == 2 and word in said.err
+    assert guest.bodies("PATCH", "/v1/networks/lan") == []
+
+
+def test_a_clash_is_shown(guest: Room) -> None:
+    lan = guest.house.add_network("lan")
+    guest.house.clashes[lan.id] = ("10.0.0.0/8",)
+    listed = guest("network", "ls")
+    assert listed.out.splitlines()[1].startswith("lan") and "route of its own" in listed.err
+    assert "Out of reach" in guest("network", "info", "lan").out

@@ -39,7 +39,7 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "memory": 2 << 30,
         "disk": 20 << 30,
         "publish": [
-            {"host_ip": "127.0.0.1", "host_port": 8081, "guest_port": 80, "protocol": "tcp"},
+            {"host_ip": "", "host_port": 8081, "guest_port": 80, "protocol": "tcp"},
             {"host_ip": "0.0.0.0", "host_port": 5353, "guest_port": 53, "protocol": "udp"},
         ],
         "firmware": "uefi",

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from guesthouse.errors import InvalidInput
 from guesthouse.model import ids
-from guesthouse.model.device import MAC_PREFIX, Protocol, Publish, new_mac, parse_publish
+from guesthouse.model.device import (
+    MAC_PREFIX,
+    Protocol,
+    Publish,
+    named_port,
+    new_mac,
+    parse_publish,
+)
 from guesthouse.model.ids import created_at, is_id, new_id
 from guesthouse.model.names import check_image_name, check_name
 from guesthouse.model.units import format_size, parse_share, parse_size
@@ -165,8 +172,8 @@ def test_no_shares(text: str) -> None:
     ],
 )
 def test_published_ports(text: str, port: Publish) -> None:
-    assert parse_publish(text) == port
-    assert parse_publish(str(port)) == port
+    assert named_port(parse_publish(text), must_name=False) == port
+    assert named_port(parse_publish(str(port)), must_name=True) == port
 
 
 @pytest.mark.parametrize(
@@ -176,6 +183,14 @@ def test_published_ports(text: str, port: Publish) -> None:
 def test_no_published_ports(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_publish(text)
+
+
+@pytest.mark.parametrize("text", ["8080:80", "0:22", "53:53/udp"])
+def test_the_system_house_wants_an_address_to_be_named(text: str) -> None:
+    with pytest.raises(InvalidInput, match="which of this host's addresses") as refused:
+        named_port(parse_publish(text), must_name=True)
+    assert f"0.0.0.0:{text.partition('/')[0]}" in refused.value.hint
+    assert named_port(parse_publish(f"0.0.0.0:{text}"), must_name=True).host_ip == "0.0.0.0"
 
 
 def test_macs_are_local_and_differ() -> None:

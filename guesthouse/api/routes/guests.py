@@ -28,7 +28,7 @@ from guesthouse.errors import (
     PortTaken,
     UnknownImage,
 )
-from guesthouse.model.device import Publish
+from guesthouse.model.device import PortRequest
 from guesthouse.model.document import Noun
 from guesthouse.model.job import Job
 from guesthouse.model.reports import (
@@ -281,7 +281,7 @@ GUEST_ROUTES = [
     _verb(
         "publish_port",
         "/ports",
-        Publish,
+        PortRequest,
         lambda house: house.publish,
         "Lead a port of the host to a port of the guest.\n\n`host_port` 0 takes any free port; "
         "the job's result says which.",

@@ -1,4 +1,4 @@
-"""The host's own addresses, which guests reach only as allowed, and when they change."""
+"""The host's addresses, which guests reach only as allowed, its routes, and their changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from guesthouse.host.namespace.entering import tool_environment
 from guesthouse.host.spawn import run
 from guesthouse.network.house.links import LIST, Link, read_links
 
-# linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-_GROUPS = 0x10 | 0x100
+# linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
+_GROUPS = 0x10 | 0x100 | 0x40 | 0x400
 _ROUTES = ("ip", "-json", "route", "show", "table", "all")
 _SETTLE_SECONDS = 1.0
 """Addresses come in bursts: a VPN, a docking station."""
@@ -57,7 +57,7 @@ async def routes() -> tuple[str, ...]:
 
 
 class Changes:
-    """Tells when addresses of the host come and go, until it is closed."""
+    """Tells when addresses and routes of the host come and go, until it is closed."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed

@@ -211,6 +211,7 @@ async def run(
                 await settle_idle(rooms)
                 await forget_orphaned(rooms)
                 housekeeping.start()
+                supervisor.clocks.start()
                 boot.start_guests(settling)
             if shutdown_guests:
                 await stop_guests(house, stop)

@@ -214,6 +214,7 @@ async def run(
                 await forget_orphaned(rooms)
                 housekeeping.start()
                 await rooms.clashes.start()
+                supervisor.clocks.start()
                 boot.start_guests(settling)
             if shutdown_guests:
                 await stop_guests(house, stop)

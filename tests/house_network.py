@@ -59,10 +59,16 @@ query += b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")
 query += struct.pack("!HH", kind, 1)
 family = socket.AF_INET6 if ":" in server else socket.AF_INET
 with socket.socket(family, socket.SOCK_DGRAM) as sock:
-    sock.settimeout(5)
+    sock.settimeout(2.5)
     sock.connect((server, 53))
-    sock.send(query)
-    answer = sock.recv(4096)
+    for last in (False, True):  # once more, as resolvers do
+        sock.send(query)
+        try:
+            answer = sock.recv(4096)
+            break
+        except TimeoutError:
+            if last:
+                raise
 count = struct.unpack("!H", answer[6:8])[0]
 size = {1: 4, 28: 16}[kind]
 address = socket.AF_INET if kind == 1 else socket.AF_INET6

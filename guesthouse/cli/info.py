@@ -108,6 +108,8 @@ def _state(guest: GuestView) -> Rows:
     if status.message and status.message not in _SELF_EVIDENT:
         rows.append(("Why", status.message))
     rows += _readiness(guest)
+    if guest.clock:
+        rows.append(("Clock", guest.clock))
     if guest.job:
         rows.append(("Job", f"{guest.job} is at work on it (guest job show {guest.job})"))
     if guest.pending:

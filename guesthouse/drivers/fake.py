@@ -89,6 +89,10 @@ class FakeDriver:
             self.emit(guest_id, reason)
         self.emit(guest_id, "paused")
 
+    def set_behind(self, guest_id: str, seconds: float) -> None:
+        """Let its clock be that far behind ours, until somebody sets it."""
+        self._running[self._process(guest_id).key].inside.behind = seconds
+
     def emit(self, guest_id: str, kind: str, detail: dict[str, object] | None = None) -> None:
         running = self._running.get(self._process(guest_id).key)
         if running is not None:
@@ -226,7 +230,7 @@ class FakeRunning:
     ) -> None:
         self.fan = Fanout()
         self._driver, self._record, self._process = driver, record, process
-        self._inside = inside
+        self.inside = inside
         self.cards = cards
         self._end = asyncio.Event()
         self._cleaning: asyncio.Task[None] | None = None
@@ -351,7 +355,7 @@ class FakeRunning:
     async def detach(self) -> None:
         self._driver.gone(self._process.key)
         self.fan.detach()
-        await self._inside.close()
+        await self.inside.close()
 
     def ended(self) -> None:
         """Its file says how it ended: tell everybody."""
@@ -360,7 +364,7 @@ class FakeRunning:
         while self._plugged:
             os.close(self._plugged.popitem()[1])
         self._driver.gone(self._process.key)
-        self._cleaning = asyncio.get_running_loop().create_task(self._inside.close())
+        self._cleaning = asyncio.get_running_loop().create_task(self.inside.close())
         self._end.set()
         self.fan.send(DriverEvent("exit", {"reason": found.reason, "message": found.message}))
 

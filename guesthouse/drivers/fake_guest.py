@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,17 @@ _ANSWERS: Mapping[str, object] = {
 
 
 class FakeGuest:
-    """:param end: called with the reason when the guest is told from inside to end."""
+    """:param end: called with the reason when the guest is told from inside to end.
+
+    :ivar behind: seconds by which its clock is behind the host's.
+    """
 
     def __init__(
         self, guest: Guest, runtime: Path, end: Callable[[str], None], cards: FakeCards
     ) -> None:
         self._guest, self._runtime, self._end = guest, runtime, end
         self._cards = cards
+        self.behind = 0.0
         self._agent: asyncio.Server | None = None
         self._ssh: asyncssh.SSHAcceptor | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -95,12 +100,16 @@ class FakeGuest:
             return None  # as the real one: it is gone before it could answer
         if command in {"guest-sync-delimited", "guest-sync"}:
             return {"return": arguments["id"]}
-        if command == "guest-network-get-interfaces":
-            return {"return": self._cards.interfaces()}
-        if command == "guest-get-host-name":
-            return {"return": {"host-name": self._guest.name}}
-        if command in _ANSWERS:
-            return {"return": _ANSWERS[command]}
+        if command == "guest-set-time":
+            self.behind = 0.0
+        known = {
+            **_ANSWERS,
+            "guest-network-get-interfaces": self._cards.interfaces(),
+            "guest-get-time": time.time_ns() - int(self.behind * 1e9),
+            "guest-get-host-name": {"host-name": self._guest.name},
+        }
+        if command in known:
+            return {"return": known[command]}
         text = f"The command {command} has not been found"
         return {"error": {"class": "CommandNotFound", "desc": text}}
 

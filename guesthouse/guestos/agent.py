@@ -116,6 +116,13 @@ class Agent:
         answer = await self.call("guest-get-host-name")
         return _text(answer, "host-name")[:255]
 
+    async def get_time(self) -> float:
+        """What the guest's clock shows, in seconds since the epoch."""
+        answer = await self.call("guest-get-time")
+        if not isinstance(answer, int):
+            raise AgentUnavailable("The guest's agent did not tell the time.")
+        return answer / 1e9
+
     async def set_time(self, seconds: float | None = None) -> None:
         """Set the guest's clock to `seconds` since the epoch; None is this host's time now."""
         nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)

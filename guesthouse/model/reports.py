@@ -266,6 +266,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
     :ivar image: name of the image that it was made from.
     :ivar addresses: last known IP addresses.
     :ivar job: id of the job that holds the guest's lock.
+    :ivar clock: what is wrong with the guest's clock that could not be put right.
     :ivar expires_at: when the trash gives it up (seconds since the epoch); null outside the trash.
     """
 
@@ -273,6 +274,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
     image: str = ""
     addresses: tuple[str, ...] = ()
     readiness: Readiness = Readiness()
+    clock: str = ""
     job: str | None = None
     expires_at: float | None = None
 
@@ -284,6 +286,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
         pending: tuple[str, ...] = (),
         addresses: tuple[str, ...] = (),
         readiness: Readiness | None = None,
+        clock: str = "",
         job: str | None = None,
         expires_at: float | None = None,
     ) -> GuestView:
@@ -294,6 +297,7 @@ class GuestView(Guest, kw_only=True, frozen=True):
             image=guest.spec.image,
             addresses=addresses,
             readiness=readiness or Readiness(passed=guest.status.ready),
+            clock=clock,
             job=job,
             expires_at=expires_at,
         )

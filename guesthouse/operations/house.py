@@ -168,6 +168,7 @@ class House:
             pending=pending_changes(guest),
             addresses=live.progress.addresses if live else (),
             readiness=readiness,
+            clock=live.clock if live else "",
             job=self.jobs.holder(GUESTS.key(guest.id)),
             expires_at=expires_at(guest, self.rooms.settings.trash_days),
         )

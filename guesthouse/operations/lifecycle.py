@@ -23,6 +23,7 @@ from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
 from guesthouse.model.states import LIVE, GuestState, require_state
+from guesthouse.operations.clocks import step_guest_clock
 from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import end_status, exited, launch_guest, with_state
@@ -33,6 +34,8 @@ STARTABLE = frozenset({S.STOPPED, S.FAILED})
 STOPPABLE = LIVE
 _ENDING_SECONDS = 10.0
 """What it takes at most to learn how a process ended that is ending now."""
+CLOCK_SECONDS = 5.0
+"""That a resume waits for the guest's clock. The supervisor then tries on."""
 HOST_SHUTDOWN = "host-shutdown"
 """Reason of a guest that was stopped because its host went down."""
 
@@ -310,9 +313,13 @@ class Press(GuestOperation[GuestParams]):
         await self.press(live.running)
         await ctx.insist(lambda: self.rooms.documents.guests.update(guest.id, self.pressed))
         live.unrecorded = None  # what the full disk did not take is out of date now
+        await self.afterwards(ctx, guest, live)
 
     @abstractmethod
     async def press(self, running: Running) -> None: ...
+
+    async def afterwards(self, ctx: JobContext, guest: Guest, live: LiveGuest) -> None:
+        """What may fail without the button being pressed in vain."""
 
     def pressed(self, guest: Guest) -> Guest:
         """The guest's document afterwards; the same where the supervisor tells what comes of it."""
@@ -341,6 +348,10 @@ class Resume(Press):
 
     def pressed(self, guest: Guest) -> Guest:
         return with_state(guest, S.RUNNING, "user", "resumed by the user")
+
+    async def afterwards(self, ctx: JobContext, guest: Guest, live: LiveGuest) -> None:
+        if told := await step_guest_clock(guest.name, live, timeout=CLOCK_SECONDS):
+            ctx.log(told)
 
 
 class Reset(Press):

@@ -49,6 +49,7 @@ class LiveGuest:
     :ivar unrecorded: its status while the full disk does not take it.
     :ivar shares: what mounts its shares; None where there is no way in.
     :ivar share_problems: by name, why a share is not mounted.
+    :ivar clock: what is wrong with the guest's clock that we could not put right.
     """
 
     guest_id: str
@@ -60,6 +61,8 @@ class LiveGuest:
     progress: Progress = field(default_factory=Progress)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     unrecorded: GuestStatus | None = None
+    clock: str = ""
+    clock_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def incarnation(self) -> int:

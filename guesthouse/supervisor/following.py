@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from guesthouse.drivers.base import DriverEvent, Exit
 from guesthouse.errors import EngineError, GuesthouseError, NoSpace, NotFound
@@ -18,6 +19,7 @@ from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import with_state
 from guesthouse.store.documents import GUESTS
+from guesthouse.supervisor.clocks import Clocks, follow_clock
 from guesthouse.supervisor.readiness import follow_readiness
 from guesthouse.supervisor.sharing import follow_shares
 
@@ -39,12 +41,15 @@ class Supervisor:
     def __init__(self, rooms: Rooms, jobs: JobRunner) -> None:
         self.rooms = rooms
         self.jobs = jobs
+        self.clocks = Clocks(rooms)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, guest: Guest, live: LiveGuest) -> None:
         self._spawn(self._follow(guest.id, live), f"follow {guest.name}")
         self._spawn(follow_readiness(self.rooms, guest, live), f"readiness {guest.name}")
         self._spawn(follow_shares(self.rooms, guest.id, live), f"shares of {guest.name}")
+        clock = follow_clock(self.rooms, guest.id, live, partial(self._unlocked, guest.id))
+        self._spawn(clock, f"clock of {guest.name}")
 
     def _spawn(self, work: object, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)  # type: ignore[arg-type]  # any coroutine of ours
@@ -59,6 +64,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop following. Guests are not touched."""
+        await self.clocks.close()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

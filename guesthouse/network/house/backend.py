@@ -340,7 +340,7 @@ class HouseNetwork:
             await self._wiring.settle(self._networks, self._seats.values())
             there = {network.id for network in self._networks}
             seats = [seat for seat in self._seats.values() if seat.network in there]
-            await self._naming.settle(self._networks, seats)
+            await self._naming.settle(self._networks, seats, self._host.resolver)
 
         await _together(wire(), lead_out(), rule())
         await rule()  # of ports that were opened meanwhile; mostly there are none

@@ -5,8 +5,8 @@ send from these alone. So it needs no memory of its own (`leasefile-ro`), and ma
 started again without anybody noticing. IPv6 addresses come by DHCPv6: the advertisements say so
 (managed, not autonomous), since an address that a guest makes up would be dropped.
 
-Facts: dnsmasq(8) 2.90; dnsmasq reads `dhcp-hostsfile`, `dhcp-optsfile` and `addn-hosts` again at
-SIGHUP.
+Facts: dnsmasq(8) 2.90; at SIGHUP dnsmasq reads `dhcp-hostsfile`, `dhcp-optsfile`, `addn-hosts` and
+`servers-file` again, and forgets the answers that it remembers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PIDS = f"{RUN}/pids"
 SERVICE = 0
 """Its number among the services of the house (`IdPlan.service`)."""
 
-UPSTREAM = ("10.0.2.3", "fd00::3")
-"""The uplink's resolvers: they ask those of the host's /etc/resolv.conf as it is by then."""
+SERVERS = f"{RUN}/servers"
+"""Whom to ask for names of the world (`resolver.servers_text`)."""
 
 ADDRESS6_OPTION = 224
 """The first of DHCP's options for whoever runs a site (RFC 3942 section 2): the card's IPv6 address
@@ -63,7 +63,8 @@ def configuration(network: Network, *, ipv6: bool = True) -> str:
         "log-facility=/dev/null",
     ]
     if not isolated:
-        lines += [f"server={server}" for server in UPSTREAM[: 1 + ipv6]]
+        # As the host's own programs ask them: the next one when the one before is silent.
+        lines += [f"servers-file={SERVERS}", "strict-order"]
     if network.domain:
         lines += [f"domain={network.domain}", f"local=/{network.domain}/"]
     if network.subnet4 and network.dhcp:

@@ -1,4 +1,4 @@
-"""The host's addresses, which guests reach only as allowed, its routes, and their changes."""
+"""The host: its addresses, which guests reach only as allowed; routes; resolver; their changes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ from typing import NamedTuple
 
 from guesthouse.host.namespace.entering import tool_environment
 from guesthouse.host.spawn import run
+from guesthouse.network.house import resolver
 from guesthouse.network.house.links import LIST, Link, read_links
+from guesthouse.network.house.resolver import Resolver, ResolverWatch
 
 # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _GROUPS = 0x10 | 0x100 | 0x40 | 0x400
 _ROUTES = ("ip", "-json", "route", "show", "table", "all")
-_SETTLE_SECONDS = 1.0
-"""Addresses come in bursts: a VPN, a docking station."""
+_SETTLE_SECONDS = 1.5
+"""Addresses come in bursts: a VPN, a docking station. And the uplink asks the resolver from before
+for up to a second (libslirp's get_dns_addr), whose answers nobody shall remember."""
 
 
 class HostSide(NamedTuple):
-    """:ivar addresses: of the host. :ivar networks: that it is attached to, as CIDRs."""
+    """:ivar addresses: of the host. :ivar networks: that it is attached to, as CIDRs.
+
+    :ivar resolver: whom it asks for names.
+    """
 
     addresses: tuple[str, ...]
     networks: tuple[str, ...]
+    resolver: Resolver = Resolver()
 
 
 async def look() -> HostSide:
     """:raise HostLacks: `ip` is not installed. :raise ToolFailed:"""
     done = await run(LIST, env=tool_environment())
-    return host_side(read_links(done.out))
+    asked = await asyncio.to_thread(resolver.look)
+    return host_side(read_links(done.out))._replace(resolver=asked)
 
 
 def host_side(links: dict[str, Link]) -> HostSide:
@@ -57,7 +65,7 @@ async def routes() -> tuple[str, ...]:
 
 
 class Changes:
-    """Tells when addresses and routes of the host come and go, until it is closed."""
+    """Tells when addresses, routes or the resolver of the host change, until it is closed."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
@@ -68,8 +76,10 @@ class Changes:
         )
         self._socket.bind((0, _GROUPS))
         self._loop.add_reader(self._socket, self._read)
+        self._resolver = ResolverWatch(self._tell_soon)
 
     def close(self) -> None:
+        self._resolver.close()
         self._loop.remove_reader(self._socket)
         self._socket.close()
         if self._soon is not None:
@@ -82,6 +92,9 @@ class Changes:
             return
         except OSError:
             pass  # more came than the socket holds (ENOBUFS): something changed
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
         if self._soon is not None:
             self._soon.cancel()
         self._soon = self._loop.call_later(_SETTLE_SECONDS, self._changed)

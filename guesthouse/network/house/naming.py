@@ -17,6 +17,7 @@ from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.process import ProcessHandle
 from guesthouse.model.network import Network
 from guesthouse.network.house import dnsmasq
+from guesthouse.network.house.resolver import Resolver, servers_text
 from guesthouse.network.house.seats import Seat
 from guesthouse.network.house.services import Services
 
@@ -27,26 +28,42 @@ _END_SECONDS = 5.0
 class Naming:
     def __init__(self, namespace: HouseNamespace, services: Services) -> None:
         self._namespace, self._services = namespace, services
+        self._resolver: Resolver | None = None
 
     async def enter(self) -> None:
         """Once for every holder. :raise ToolFailed:"""
         await self._namespace.run(dnsmasq.folder_command(self._who))
 
-    async def settle(self, networks: Sequence[Network], seats: Sequence[Seat]) -> None:
+    async def settle(
+        self, networks: Sequence[Network], seats: Sequence[Seat], resolver: Resolver
+    ) -> None:
         """Exactly these networks have a server, and it knows exactly these cards.
 
+        :param resolver: of the host; when it changes, what the servers remember is forgotten.
         :raise HostLacks: dnsmasq is not installed. :raise ToolFailed: it does not start.
         """
         wanted = {PREFIX + network.bridge for network in networks}
         for name in self._services.names:
             if name.startswith(PREFIX) and name not in wanted:
                 await self._services.stop(name)
+        known = self._services.names
+        if await self._ask(resolver):
+            for name in wanted.intersection(known):
+                self._services.send(name, signal.SIGHUP)
         own = {n.id: [seat for seat in seats if seat.network == n.id] for n in networks}
         await asyncio.gather(*(self._one(network, own[network.id]) for network in networks))
 
     @property
     def _who(self) -> GuestIdentity:
         return self._namespace.plan.service(dnsmasq.SERVICE)
+
+    async def _ask(self, resolver: Resolver) -> bool:
+        """Whether whom to ask is another than before, or answers differently now."""
+        ipv6 = "ipv6" not in self._namespace.facts.lacks
+        text = servers_text(resolver, ipv6=ipv6)
+        changed = await asyncio.to_thread(self._write, {dnsmasq.SERVERS: text})
+        before, self._resolver = self._resolver, resolver
+        return changed or before != resolver
 
     async def _one(self, network: Network, seats: Sequence[Seat]) -> None:
         texts = {

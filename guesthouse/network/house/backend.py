@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,12 +20,14 @@ from guesthouse.errors import GuesthouseError, InvalidInput, NotFound, Unavailab
 from guesthouse.host.namespace.holder import Member
 from guesthouse.host.namespace.house import Facts, HouseNamespace
 from guesthouse.model.device import Nic, Publish
+from guesthouse.model.firewall import Firewall
 from guesthouse.model.host import Capability
 from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
 from guesthouse.network.house import links
 from guesthouse.network.house.hostside import Changes, HostSide, look
+from guesthouse.network.house.listening import Listening
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.naming import Naming
 from guesthouse.network.house.publishing import Publishing, Where, where
@@ -52,18 +54,22 @@ class HouseNetwork:
     end; what it built stays.
 
     :param runtime: the house's runtime folder, for records of services and the uplink's socket.
+    :param log: of packets that rules log; None keeps none.
     """
 
     name = "house"
     capabilities = NetworkCapabilities(guest_to_guest=True, live_publish=True, ipv6_publish=True)
 
-    def __init__(self, namespace: HouseNamespace, records: Records, runtime: Path) -> None:
+    def __init__(
+        self, namespace: HouseNamespace, records: Records, runtime: Path, log: Path | None = None
+    ) -> None:
         self._namespace, self._records = namespace, records
         self._services = Services(runtime / SERVICES, self._service_ended)
         self._uplink = Uplink(namespace, self._services, runtime / SOCKET)
         self._naming = Naming(namespace, self._services)
         self._publishing = Publishing(namespace, self._services, self._uplink)
-        self._rules = Rules(namespace, runtime / RULES)
+        self._listening = Listening(self._rules_changed, self._guest_of, log)
+        self._rules = Rules(namespace, runtime / RULES, self._listening.ours)
         self._records_of_ours = (runtime / SERVICES, runtime / RULES)
         self._seats: dict[Key, Seat] = {}
         self._resting: set[Key] = set()
@@ -145,14 +151,30 @@ class HouseNetwork:
                 self._seats[seat.key] = before
                 raise
 
-    async def check(self) -> bool:
-        """Load the rules again if the kernel has lost them; whether it had."""
+    async def reload(self, firewalls: Mapping[str, Firewall]) -> None:
+        """Rules have changed: of guests, by their ids, or of networks, groups, sets.
+
+        Raises as `attach`; then the kernel has the old ones. While nobody has had a card there is
+        nothing to load.
+        """
         async with self._one_at_a_time:
-            if await self._rules.are_there():
-                return False
-            self._rules.forget()
-            await self._rules.load(await self._ruleset())
-            return True
+            if not self._is_open:
+                return
+            before = self._seats
+            self._seats = {
+                key: msgspec.structs.replace(seat, firewall=firewalls.get(key[0], seat.firewall))
+                for key, seat in before.items()
+            }
+            try:
+                await self._enter()
+                await self._rules.load(await self._ruleset())
+            except BaseException:
+                self._seats = before
+                raise
+
+    async def ruleset(self) -> Ruleset:
+        """What is loaded, or would be. :raise HostLacks: nft is not installed."""
+        return await self._ruleset()
 
     async def counters(self) -> dict[str, Count]:
         """How often each rule decided, by its key."""
@@ -161,6 +183,10 @@ class HouseNetwork:
     @property
     def is_open(self) -> bool:
         return self._is_open
+
+    def holds(self, guest: str) -> bool:
+        """Whether cards of the guest with that id are attached, so that its rules are in force."""
+        return any(owner == guest for owner, _index in self._seats)
 
     @property
     def kernel_capabilities(self) -> tuple[Capability, ...]:
@@ -316,6 +342,8 @@ class HouseNetwork:
             self._naming.enter(), self._namespace.run(links.LIST), self._rules.features()
         )
         self._links = links.read_links(listed.out)
+        if before is None or before.net != facts.net:
+            await self._listening.open(self._namespace, (await self._rules.features()).log_group)
         if self._holder_watch is not None:
             self._holder_watch.cancel()
         self._holder_watch = asyncio.create_task(self._watch_holder())
@@ -404,6 +432,7 @@ class HouseNetwork:
                 await asyncio.gather(task, return_exceptions=True)
         self._holder_watch = self._mending = None
         await self._services.close()
+        await self._listening.close()
         self._close_taps()
         self._facts, self._is_open = None, False
 
@@ -418,6 +447,15 @@ class HouseNetwork:
     def _service_ended(self, name: str) -> None:
         log.warning("%s of the house's network ended; it is started again", name)
         self._mend_soon()
+
+    def _rules_changed(self) -> None:
+        log.warning("another hand changed the rules of the house's network; they are loaded again")
+        self._rules.doubt()
+        self._mend_soon()
+
+    def _guest_of(self, address: str) -> str:
+        owners = (seat.guest for seat in self._seats.values() if address in seat.addresses)
+        return next(owners, "")
 
     def _host_changed(self) -> None:
         self._look_again = True

@@ -309,7 +309,8 @@ class TestHouse:
         self.folder = folder
         self.records = TestRecords(*networks)
         self.namespace = HouseNamespace(folder)
-        self.network = HouseNetwork(self.namespace, self.records, folder)
+        self.log = folder / "firewall.log"
+        self.network = HouseNetwork(self.namespace, self.records, folder, self.log)
         self.guests: dict[str, TestGuest] = {}
         self.namespace_pid = self.net = 0
 
@@ -339,7 +340,7 @@ class TestHouse:
 
     async def another_daemon(self) -> None:
         self.namespace = HouseNamespace(self.folder)
-        self.network = HouseNetwork(self.namespace, self.records, self.folder)
+        self.network = HouseNetwork(self.namespace, self.records, self.folder, self.log)
         for guest in self.guests.values():
             guest._house = self.network
         await self.network.open(self.records.seats.values())

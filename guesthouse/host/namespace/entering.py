@@ -177,6 +177,22 @@ class Porter:
                 errno=answer["errno"],
             )
 
+    async def netfilter(self, group: int | None) -> tuple[list[int], int]:
+        """Sockets of netfilter inside, which are the caller's: of changes of the rules and, unless
+        `group` is None, of packets that are logged to that group.
+
+        Second the errno of why the latter is missing, or 0.
+
+        :raise EngineError: :raise Unavailable: the porter died.
+        """
+        answer, fds = await self._ask({"op": "netfilter", "group": group})
+        if "errno" in answer:
+            raise EngineError(
+                f"The kernel tells nothing of rules: {os.strerror(answer['errno'])}.",
+                errno=answer["errno"],
+            )
+        return fds, answer.get("unlogged", 0)
+
     async def close(self) -> None:
         """Let it go, and wait for its end."""
         self._socket.close()
@@ -223,7 +239,7 @@ class Porter:
             loop.remove_reader(self._socket)
         try:
             data, rights, _flags, _address = self._socket.recvmsg(
-                BUFFER, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                BUFFER, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC
             )
         except OSError:
             data, rights = b"", []

@@ -185,6 +185,13 @@ class HouseNamespace:
         except Unavailable:
             await (await self._another_porter()).settings(values)
 
+    async def netfilter(self, group: int | None) -> tuple[list[int], int]:
+        """What tells of changed rules and logged packets inside; as `Porter.netfilter`."""
+        try:
+            return await self._here.porter.netfilter(group)
+        except Unavailable:
+            return await (await self._another_porter()).netfilter(group)
+
     async def holder_ended(self) -> None:
         """Wait until the holder has ended: then `ensure` gives it a new one, and nothing is lost
         as long as we live. :raise Unavailable: as `facts`."""

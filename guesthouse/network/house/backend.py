@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from guesthouse.errors import GuesthouseError, InvalidInput, NotFound, Unavailab
 from guesthouse.host.namespace.holder import Member
 from guesthouse.host.namespace.house import Facts, HouseNamespace
 from guesthouse.model.device import Nic, Publish
+from guesthouse.model.firewall import Firewall
 from guesthouse.model.host import Capability
 from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
 from guesthouse.network.house.hostside import Changes, HostSide, look
 from guesthouse.network.house.impairing import Impairing
+from guesthouse.network.house.listening import Listening
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.mending import Mending
 from guesthouse.network.house.naming import Naming
@@ -49,18 +51,22 @@ class HouseNetwork:
     end; what it built stays.
 
     :param runtime: the house's runtime folder, for records of services and the uplink's socket.
+    :param log: of packets that rules log; None keeps none.
     """
 
     name = "house"
     capabilities = NetworkCapabilities(guest_to_guest=True, live_publish=True, ipv6_publish=True)
 
-    def __init__(self, namespace: HouseNamespace, records: Records, runtime: Path) -> None:
+    def __init__(
+        self, namespace: HouseNamespace, records: Records, runtime: Path, log: Path | None = None
+    ) -> None:
         self._namespace, self._records = namespace, records
         self._services = Services(runtime / SERVICES, self._service_ended)
         self._uplink = Uplink(namespace, self._services, runtime / SOCKET)
         self._naming = Naming(namespace, self._services)
         self._publishing = Publishing(namespace, self._services, self._uplink)
-        self._rules = Rules(namespace, runtime / RULES)
+        self._listening = Listening(self._rules_changed, self._guest_of, log)
+        self._rules = Rules(namespace, runtime / RULES, self._listening.ours)
         self.impairing = Impairing(namespace, runtime / IMPAIRMENTS)
         self._records_of_ours = (runtime / SERVICES, runtime / RULES, runtime / IMPAIRMENTS)
         self._seats: dict[Key, Seat] = {}
@@ -94,6 +100,7 @@ class HouseNetwork:
             if self._uplink.runs:
                 await self._publishing.find(self._seats.values())
             await self._rules.find(await self._ruleset())
+            await self.impairing.lost()
             for error in (await self._settle()).values():
                 log.warning("%s", error.message)
             self._changes = Changes(self._host_changed)
@@ -144,15 +151,30 @@ class HouseNetwork:
                 await self.impairing.settle(self._seats.values())
                 raise
 
-    async def check(self) -> bool:
-        """Load rules and impairments again if the kernel has lost them; whether it had."""
+    async def reload(self, firewalls: Mapping[str, Firewall]) -> None:
+        """Rules have changed: of guests, by their ids, or of networks, groups, sets.
+
+        Raises as `attach`; then the kernel has the old ones. While nobody has had a card there is
+        nothing to load.
+        """
         async with self._one_at_a_time:
-            lost, there = await self.impairing.lost(), await self._rules.are_there()
-            if not there:
-                self._rules.forget()
+            if not self._is_open:
+                return
+            before = self._seats
+            self._seats = {
+                key: msgspec.structs.replace(seat, firewall=firewalls.get(key[0], seat.firewall))
+                for key, seat in before.items()
+            }
+            try:
+                await self._enter()
                 await self._rules.load(await self._ruleset())
-            await self.impairing.settle(self._seats.values())
-            return lost or not there
+            except BaseException:
+                self._seats = before
+                raise
+
+    async def ruleset(self) -> Ruleset:
+        """What is loaded, or would be. :raise HostLacks: nft is not installed."""
+        return await self._ruleset()
 
     async def counters(self) -> dict[str, Count]:
         """How often each rule decided, by its key."""
@@ -161,6 +183,10 @@ class HouseNetwork:
     @property
     def is_open(self) -> bool:
         return self._is_open
+
+    def holds(self, guest: str) -> bool:
+        """Whether cards of the guest with that id are attached, so that its rules are in force."""
+        return any(owner == guest for owner, _index in self._seats)
 
     @property
     def kernel_capabilities(self) -> tuple[Capability, ...]:
@@ -321,6 +347,8 @@ class HouseNetwork:
         self._facts = facts
         await asyncio.gather(self._naming.enter(), self._wiring.look(), self._rules.features())
         await self.impairing.enter(facts.net, self._wiring.taps)
+        if before is None or before.net != facts.net:
+            await self._listening.open(self._namespace, (await self._rules.features()).log_group)
         if self._holder_watch is not None:
             self._holder_watch.cancel()
         self._holder_watch = asyncio.create_task(self._watch_holder())
@@ -371,6 +399,7 @@ class HouseNetwork:
             self._holder_watch = None
         await self._mending.close()
         await self._services.close()
+        await self._listening.close()
         self._wiring.close()
         self._facts, self._is_open = None, False
 
@@ -386,6 +415,15 @@ class HouseNetwork:
         log.warning("%s of the house's network ended; it is started again", name)
         self._mending.soon()
 
+    def _rules_changed(self) -> None:
+        log.warning("another hand changed the rules of the house's network; they are loaded again")
+        self._rules.doubt()
+        self._mending.soon()
+
+    def _guest_of(self, address: str) -> str:
+        owners = (seat.guest for seat in self._seats.values() if address in seat.addresses)
+        return next(owners, "")
+
     def _host_changed(self) -> None:
         self._look_again = True
         self._mending.soon()
@@ -394,6 +432,7 @@ class HouseNetwork:
         async with self._one_at_a_time:
             if self._look_again:
                 self._host, self._look_again = await look(), False
+            await self.impairing.lost()
             failed = await self._settle()
         for why in failed.values():
             log.warning("%s", why.message)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -45,13 +47,20 @@ class Rules:
     """The rules of the house, as the kernel has them.
 
     :param record: the file that says so to the daemon after us.
+    :param ours: a context around every change, so that it is not taken for another's.
     """
 
-    def __init__(self, namespace: HouseNamespace, record: Path) -> None:
-        self._namespace, self._file = namespace, record
+    def __init__(
+        self,
+        namespace: HouseNamespace,
+        record: Path,
+        ours: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._namespace, self._file, self._ours = namespace, record, ours
         self._answers: dict[str, bool] = {}
         self._table = ""
         self._loaded: Ruleset | None = None
+        self._doubted = False
 
     async def features(self) -> Features:
         """What this kernel can do; asked once. :raise HostLacks: nft is not installed."""
@@ -80,23 +89,27 @@ class Rules:
         """The kernel may have lost them."""
         self._table, self._loaded = "", None
 
+    def doubt(self) -> None:
+        """Another hand changed something: the next load is a whole one, and counters go on."""
+        self._doubted = True
+
     async def load(self, ruleset: Ruleset) -> bool:
         """Make these the rules, at once; counters go on. False: they are there already.
 
         :raise HostLacks: rules that the kernel could hold only half. :raise InvalidInput:
         :raise ToolFailed: the old rules stay.
         """
+        if self._doubted:
+            self._loaded, self._table = None, await self._acting()
+            self._doubted = False
         if ruleset == self._loaded:
             return False
+        ruleset.check()
         if not await self._load_difference(ruleset):
             await self._load_whole(ruleset)
         self._loaded = ruleset
         await asyncio.to_thread(self._write, _fingerprint(ruleset))
         return True
-
-    async def are_there(self) -> bool:
-        """Whether the kernel has some of ours."""
-        return bool(self._table) and await self._acting() == self._table
 
     async def _load_difference(self, ruleset: Ruleset) -> bool:
         if self._loaded is None or not self._table:
@@ -144,7 +157,8 @@ class Rules:
                 raise
 
     async def _feed(self, text: str) -> None:
-        await self._namespace.run(LOAD, input=text.encode())
+        with self._ours():
+            await self._namespace.run(LOAD, input=text.encode())
 
     async def _try(self, argv: tuple[str, ...], data: bytes) -> bool:
         return not (await self._namespace.run(argv, input=data, check=False)).code

@@ -1,9 +1,8 @@
 """The porter: stands inside the house's namespaces and does there what its daemon asks.
 
 It lives as long as the socket to its daemon does. Requests are JSON, one each packet, answered in
-order; a tap comes back as a descriptor (SCM_RIGHTS), a socket that captures too. A fork of the
-daemon itself would do it as well, but the daemon has threads, and the child of such a process may
-hardly do anything safely.
+order; taps and sockets come back as descriptors (SCM_RIGHTS). A fork of the daemon itself would do
+it too, but the daemon has threads, and the child of such a process may hardly do anything safely.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guesthouse.host.namespace.inside import kernel, prepare
+from guesthouse.host.namespace.inside import kernel, netfilter, prepare
 
 PORTER_NAME = "gh-porter"
 BUFFER = 64 << 10
@@ -73,10 +72,23 @@ def _settings(request: dict[str, Any]) -> _Answer:
     return {}, []
 
 
+def _netfilter(request: dict[str, Any]) -> _Answer:
+    """Descriptors of what tells of changed rules and, if a group is named, of logged packets."""
+    fds = [netfilter.changes()]
+    group = request["group"]
+    if group is None:
+        return {}, fds
+    try:
+        return {}, [*fds, netfilter.packets(group)]
+    except OSError as error:
+        return {"unlogged": error.errno or 0}, fds
+
+
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], _Answer]] = {
     "tap": _tap,
     "sniff": _sniff,
     "settings": _settings,
+    "netfilter": _netfilter,
 }
 
 

@@ -25,7 +25,7 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _PERL = ("strict.pm", "warnings.pm", "warnings/register.pm", "Carp.pm", "Errno.pm", "Exporter.pm",
          "Exporter/Heavy.pm", "XSLoader.pm", "Fcntl.pm", "Socket.pm", "Config.pm", "vars.pm",
          "auto/Fcntl/Fcntl.so", "auto/Socket/Socket.so")  # fmt: skip
-_SCRIPTS = ("boot", "device", "devices", "dhcp", "network", "seed")
+_SCRIPTS = ("boot", "device", "devices", "dhcp", "dhcp6", "network", "seed")
 
 
 async def build(

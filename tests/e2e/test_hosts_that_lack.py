@@ -67,6 +67,30 @@ def test_kvm_that_cannot_run_guests_is_seen_through(bare: House) -> None:
     assert launch["accelerator_reason"]
 
 
+def test_without_networks_a_guest_has_one_of_its_own_and_is_told_why(bare: House) -> None:
+    """Where this host has networks the guest is on one; where it has not, all else works."""
+    facts = bare.json("doctor")
+    networks = next(one for one in facts["capabilities"] if one["name"] == "networks")
+    bare.run("launch", "micro", "m", "--memory", "128M")
+    (nic,) = bare.json("info", "m")["spec"]["nics"]
+    launch = next(job for job in bare.json("job", "ls") if job["kind"] == "guest.launch")
+    log = bare.out("job", "log", launch["id"])
+    bare.run("network", "create", "lab", "--kind", "isolated")
+    if networks["available"]:
+        assert nic["network"] == "default"
+        bare.run("launch", "micro", "n", "--memory", "128M", "--network", "lab", "--no-wait")
+        return
+    assert networks["cure"]
+    reason = networks["reason"].partition(": ")[2]
+    assert (nic["network"], reason in log) == ("builtin", True), log
+    assert "MemTotal" in bare.out("exec", "m", "--", "cat", "/proc/meminfo")
+    bare.run("publish", "m", "0:22")
+    done = bare.run("launch", "micro", "n", "--network", "lab", ok=False)
+    text = done.stderr.decode()
+    assert (done.returncode, reason in text) == (9, True), text
+    assert networks["cure"] in text
+
+
 def test_a_port_that_a_program_holds(bare: House) -> None:
     import socket
 

@@ -65,15 +65,17 @@ def test_copy_in_and_out(house: House, micro: str, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "run").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_port_that_cannot_be_published_live_is_refused_cleanly(house: House, micro: str) -> None:
-    done = house.run("publish", micro, "[::1]:8022:22", ok=False)
+def test_a_port_that_cannot_be_published_live_is_refused_cleanly(house: House) -> None:
+    house.run("launch", "micro", "own", "--memory", "128M", "--network", "builtin")
+    done = house.run("publish", "own", "[::1]:8022:22", ok=False)
     assert done.returncode == 2
     assert "IPv6" in done.stderr.decode()
     failed = house.json("job", "ls")[0]
     assert failed["kind"] == "guest.publish"
     assert "undoing failed" not in house.out("job", "log", failed["id"])
     assert "Traceback" not in (house.state / "daemon.log").read_text()
-    assert not house.json("info", micro)["spec"]["nics"][0]["ports"]
+    assert not house.json("info", "own")["spec"]["nics"][0]["ports"]
+    house.run("rm", "--yes", "--force", "own")
 
 
 def test_published_port_reaches_the_guest_live(house: House, micro: str) -> None:

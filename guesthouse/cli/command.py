@@ -65,7 +65,7 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
-def _live(target: str) -> list[dict[str, Any]]:
+def live_list(target: str) -> list[dict[str, Any]]:
     """What the running daemon lists at `target`; nothing when there is none. Never starts one."""
     from guesthouse.client.start import find
 
@@ -87,7 +87,7 @@ def complete_guests(
     taken = (taken,) if isinstance(taken, str) else taken
     return [
         CompletionItem(guest["name"], help=guest["status"]["state"])
-        for guest in _live("/v1/guests")
+        for guest in live_list("/v1/guests")
         if guest["name"].startswith(incomplete) and guest["name"] not in taken
     ]
 
@@ -96,7 +96,7 @@ def complete_trash(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names of guests in the trash."""
-    names = dict.fromkeys(guest["name"] for guest in _live("/v1/trash"))
+    names = dict.fromkeys(guest["name"] for guest in live_list("/v1/trash"))
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -104,8 +104,8 @@ def complete_images(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names of images that the house has or can build."""
-    names = {image["name"]: "" for image in _live("/v1/images")}
-    names |= {image["name"]: image["description"] for image in _live("/v1/images-known")}
+    names = {image["name"]: "" for image in live_list("/v1/images")}
+    names |= {image["name"]: image["description"] for image in live_list("/v1/images-known")}
     return [
         CompletionItem(name, help=text)
         for name, text in sorted(names.items())
@@ -121,7 +121,7 @@ def complete_networks(
     taken = (taken,) if isinstance(taken, str) else taken
     return [
         CompletionItem(network["name"], help=network["kind"])
-        for network in _live("/v1/networks")
+        for network in live_list("/v1/networks")
         if network["name"].startswith(incomplete) and network["name"] not in taken
     ]
 
@@ -131,7 +131,7 @@ def complete_jobs(
 ) -> list[CompletionItem]:
     return [
         CompletionItem(job["id"], help=f"{job['kind']} {job.get('target_name', '')}".strip())
-        for job in _live("/v1/jobs")
+        for job in live_list("/v1/jobs")
         if job["id"].startswith(incomplete)
     ]
 

@@ -14,9 +14,10 @@ from guesthouse.cli.session import open_house
 from guesthouse.cli.table import STATE_COLOURS, show
 from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
-from guesthouse.model.device import Publish, ssh_login
+from guesthouse.model.device import Link, Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
 from guesthouse.model.networking import BUILTIN
+from guesthouse.model.nics import NicView
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -52,7 +53,8 @@ def info(name: str, as_json: bool, argv: bool) -> None:
     if argv:
         show(shlex.join(_argv(guest)) + "\n")
         return
-    usage, networks = _usage(house, guest), _networks(house, guest)
+    usage, cards = _usage(house, guest), _cards(house, guest)
+    networks = {one.network: one.network_name for one in cards if one.network != BUILTIN}
     rows = [
         *_state(guest),
         _BLANK,
@@ -60,7 +62,8 @@ def info(name: str, as_json: bool, argv: bool) -> None:
         _BLANK,
         *_size(guest, usage),
         _BLANK,
-        *_engine(guest, networks),
+        *_engine(guest),
+        *_networks(cards),
         *_host_life(guest),
         ("Created", _moment(guest.created_at)),
         ("Id", guest.id),
@@ -85,16 +88,12 @@ def _usage(house: House, guest: GuestView) -> GuestUsage | None:
         return None
 
 
-def _networks(house: House, guest: GuestView) -> dict[str, str]:
-    """Names of the networks that its cards are on, by id."""
-    if all(nic.network == BUILTIN for nic in guest.spec.nics):
-        return {}
+def _cards(house: House, guest: GuestView) -> list[NicView]:
+    """Its network cards; none where an older daemon cannot tell."""
     try:
-        names = {one.id: one.name for one in house.networks()}
+        return house.nics(guest.id)
     except GuesthouseError:
-        return {}
-    mine = dict.fromkeys(nic.network for nic in guest.spec.nics)
-    return {id: names[id] for id in mine if id in names}
+        return []
 
 
 def _state(guest: GuestView) -> Rows:
@@ -200,7 +199,7 @@ def _short(size: int) -> str:
     return format_size(size if size < 1 << 20 else size >> 20 << 20)
 
 
-def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
+def _engine(guest: GuestView) -> Rows:
     spec, launch = guest.spec, guest.launch
     rows: Rows = []
     if launch is not None and guest.status.pid is not None:
@@ -215,8 +214,21 @@ def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))
-    rows += [("Network", f"{names.get(n.network, n.network)}, {n.mac}") for n in spec.nics]
     return rows
+
+
+def _networks(cards: list[NicView]) -> Rows:
+    """A row for each card; with its number where there are several."""
+    only = len(cards) == 1 and not cards[0].index
+    return [("Network" if only else f"Card {one.index}", _card(one)) for one in cards]
+
+
+def _card(one: NicView) -> str:
+    parts = [one.network_name, one.mac]
+    for address, fixed in ((one.has4, one.address4), (one.has6, one.address6)):
+        if address:
+            parts.append(f"{address} (fixed)" if fixed else address)
+    return ", ".join([*parts, *(["link down"] if one.link is Link.DOWN else [])])
 
 
 def _host_life(guest: GuestView) -> Rows:

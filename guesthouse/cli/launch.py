@@ -24,6 +24,7 @@ from guesthouse.model.device import parse_publish, ssh_login
 from guesthouse.model.guest import Firmware, check_cpus, check_memory
 from guesthouse.model.job import Job
 from guesthouse.model.names import check_image_name, check_name
+from guesthouse.model.nics import parse_nic
 from guesthouse.model.reports import Accelerator, GuestView, LaunchRequest
 from guesthouse.model.units import format_size
 
@@ -40,6 +41,7 @@ _LONGEST = 256 << 10
         ("guest launch debian/12 web -p 8080:80 -p 0.0.0.0:5353:53/udp", "With published ports"),
         ("guest launch debian/12 web --share ./site:/srv/site", "With a folder of this host"),
         ("guest launch debian/12 db --network lan", "On another network than default"),
+        ("guest launch debian/12 dns --network lan,address4=10.77.0.2", "With a fixed address"),
         ("guest launch micro tiny --memory 128M --no-wait", "Do not wait until it answers"),
         ("guest launch debian/12 box --no-start", "Only create it"),
         ("guest launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22", "ssh -p 2222 …"),
@@ -69,6 +71,7 @@ _LONGEST = 256 << 10
     "--network",
     "networks",
     multiple=True,
+    metavar="NAME[,address4=…][,address6=…][,mac=…]",
     shell_complete=complete_networks,
     help="Network of its card, or 'builtin' for one of its own; repeated: more cards.",
 )
@@ -135,7 +138,7 @@ def launch(
         memory=None if rest["memory"] is None else check_memory(rest["memory"]),
         disk=rest["disk"],
         publish=tuple(parse_publish(text) for text in publish),
-        networks=rest["networks"],
+        **_cards(rest["networks"]),
         shares=tuple(share_request(text) for text in rest["shares"]),
         firmware=Firmware(rest["firmware"]),
         accelerator=Accelerator(rest["accelerator"]),
@@ -174,6 +177,13 @@ def launch(
             output.result(f"  {port} leads into it")
     if not rest["no_start"]:
         say_how_to_reach(guest)
+
+
+def _cards(networks: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of the request that say which cards it has."""
+    if not any("," in text for text in networks):
+        return {"networks": networks}
+    return {"nics": tuple(parse_nic(text) for text in networks)}
 
 
 def say_how_to_reach(guest: GuestView) -> None:

@@ -36,6 +36,9 @@ LINES = [
     ("guest top d", "guest top db"),
     ("guest network info la", "guest network info lan"),
     ("guest launch --network la", "guest launch --network lan"),
+    ("guest nic add web --network la", "guest nic add web --network lan"),
+    ("guest nic rm d", "guest nic rm db"),
+    ("guest nic set web 0 net", "guest nic set web 0 network="),
 ]
 
 

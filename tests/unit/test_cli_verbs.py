@@ -57,6 +57,7 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "network_config": "",
         "shares": [],
         "networks": [],
+        "nics": [],
     }
 
 

@@ -36,6 +36,7 @@ from tests.crash.claims import (
     was_set,
 )
 from tests.crash.network_verbs import NETWORK_VERBS
+from tests.crash.nic_verbs import NIC_VERBS
 from tests.crash.share_verbs import SHARE_VERBS
 from tests.crash.trials import (
     BIGGER,
@@ -211,6 +212,7 @@ VERBS: dict[str, Verb] = {
     ),
     **NETWORK_VERBS,
     **SHARE_VERBS,
+    **NIC_VERBS,
     # Half a recovery is no loss: asked for again, it brings back the rest.
     "recover": Verb(
         "house.recover",

@@ -13,8 +13,8 @@ import pytest
 
 from guesthouse import daemon
 from guesthouse.daemon import open_rooms
+from guesthouse.drivers.qemu.cards import network_of
 from guesthouse.drivers.qemu.identity import Identities, Needs
-from guesthouse.drivers.qemu.publishing import network_of
 from guesthouse.errors import InvalidInput
 from guesthouse.host.capabilities import NETWORKS, lacking
 from guesthouse.host.folders import prepare, resolve

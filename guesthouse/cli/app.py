@@ -67,6 +67,9 @@ SECTIONS: dict[str, dict[str, Place]] = {
             "network",
             "Networks: which guests reach each other, and how they reach the world.",
         ),
+        "nic": Place(
+            "nic", "nic", "Network cards of a guest: bad networks on purpose, and captures."
+        ),
         "publish": Place("ports", "publish", "Lead a port of this host into a guest."),
         "unpublish": Place("ports", "unpublish", "Close a published port."),
     },
@@ -94,7 +97,7 @@ ELSEWHERE = {
     "copy": "cp", "push": "cp", "pull": "cp", "transfer": "cp", "log": "logs", "port": "publish",
     "expose": "publish", "images": "image ls", "build": "image build",
     "import": "image import", "jobs": "job ls",
-    "networks": "network ls", "net": "network ls",
+    "networks": "network ls", "net": "network ls", "capture": "nic capture",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

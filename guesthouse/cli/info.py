@@ -16,6 +16,7 @@ from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
+from guesthouse.model.impairment import impairment_words
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
@@ -213,7 +214,10 @@ def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))
-    rows += [("Network", f"{names.get(n.network, n.network)}, {n.mac}") for n in spec.nics]
+    for nic in spec.nics:
+        rows.append(("Network", f"{names.get(nic.network, nic.network)}, {nic.mac}"))
+        if impaired := impairment_words(nic.impairment):
+            rows.append(("", f"impaired: {' '.join(impaired)}"))
     return rows
 
 

@@ -183,15 +183,15 @@ class House:
         where = guest_path(ref, f"shares/{quote(share, safe='')}")
         return self._write("DELETE", where + query, None)
 
-    def impair(self, ref: str, nic: int, wanted: NicImpairment) -> Job:
-        """:param nic: 0 is the first card."""
-        return self._write("PUT", guest_path(ref, f"nics/{nic}/impairment"), wanted)
+    def impair(self, ref: str, nic: str, wanted: NicImpairment) -> Job:
+        """:param nic: number or MAC address of the card."""
+        return self._write("PUT", guest_path(ref, _nic(nic, "impairment")), wanted)
 
     @contextmanager
-    def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> Iterator[Stream]:
+    def capture(self, ref: str, nic: str, wanted: CaptureQuery) -> Iterator[Stream]:
         """A pcapng file as it comes; for ever, where `wanted` has no bounds."""
         asked = {name: value for name, value in asdict(wanted).items() if value is not None}
-        target = f"{guest_path(ref, f'nics/{nic}/capture')}?{urlencode(asked)}"
+        target = f"{guest_path(ref, _nic(nic, 'capture'))}?{urlencode(asked)}"
         with self.transport.stream("GET", target, timeout=None) as stream:
             yield stream
 
@@ -320,6 +320,10 @@ class House:
 def guest_path(ref: str, below: str = "") -> str:
     """The path of a guest's resource. :raise InvalidInput: an empty reference."""
     return _path("guests", _checked(ref, "guest"), below)
+
+
+def _nic(which: str, below: str) -> str:
+    return f"nics/{quote(_checked(which, 'card'), safe='')}/{below}"
 
 
 def trash_path(ref: str, below: str = "") -> str:

@@ -16,7 +16,7 @@ _NOTHING = NicImpairment()
 
 
 class ImpairParams(GuestParams, kw_only=True, frozen=True):
-    """:ivar nic: 0 is the first card. :ivar impairment: all of it; what is not in it goes."""
+    """:ivar nic: number of the card. :ivar impairment: all of it; what is not in it goes."""
 
     nic: int
     impairment: NicImpairment
@@ -30,7 +30,7 @@ class ImpairNic(GuestOperation[ImpairParams]):
 
     async def run(self, ctx: JobContext, params: ImpairParams) -> None:
         guest = await self.rooms.guest(params.guest)
-        check_card(guest, params.nic, params.impairment)
+        check_card(guest, str(params.nic), params.impairment)
         if params.impairment != _NOTHING:
             await self.rooms.traffic.check(params.impairment)
         await ctx.step("impair")
@@ -39,34 +39,46 @@ class ImpairNic(GuestOperation[ImpairParams]):
         await self.rooms.documents.guests.update(guest.id, lambda now: _impaired(now, params))
 
 
-def card_of(guest: Guest, index: int) -> Nic:
-    """:raise NotFound: it has no such card."""
-    nics = guest.spec.nics
-    if 0 <= index < len(nics):
-        return nics[index]
-    has = "no network card" if not nics else f"cards 0 to {len(nics) - 1}" if nics[1:] else "card 0"
+def cards_of(guest: Guest) -> dict[int, Nic]:
+    """A guest's cards by their numbers."""
+    return dict(enumerate(guest.spec.nics))
+
+
+def find_card(guest: Guest, which: str) -> tuple[int, Nic]:
+    """Number and card. :param which: its number or MAC address. :raise NotFound: none is that."""
+    cards = cards_of(guest)
+    for number, nic in cards.items():
+        if which.lower() in (str(number), nic.mac):
+            return number, nic
+    listed = ", ".join(map(str, cards)) or "none"
     raise NotFound(
-        f"Guest {guest.name!r} has no card {index}; it has {has}.",
-        hint=f"See its cards: guest info {guest.name}",
-        nic=index,
+        f"Guest {guest.name!r} has no network card {which!r}.",
+        hint=f"Its cards: {listed}. See them with: guest info {guest.name}",
+        nic=which,
     )
 
 
-def check_card(guest: Guest, index: int, wanted: NicImpairment) -> None:
-    """:raise NotFound: it has no such card. :raise InvalidInput: it cannot be impaired so."""
-    nic = card_of(guest, index)
+def check_card(guest: Guest, which: str, wanted: NicImpairment) -> int:
+    """Its number. :raise NotFound: there is no such card.
+
+    :raise InvalidInput: it cannot be impaired so.
+    """
     check_nic_impairment(wanted)
+    number, nic = find_card(guest, which)
     if wanted != _NOTHING and nic.network == BUILTIN:
         raise InvalidInput(
-            f"Card {index} of {guest.name!r} cannot be impaired: it is on QEMU's builtin network, "
+            f"Card {number} of {guest.name!r} cannot be impaired: it is on QEMU's builtin network, "
             "whose packets do not pass through this house.",
             hint="Impair a card that is on a network of the house: guest launch --network default",
             field="nic",
         )
+    return number
 
 
 def _impaired(guest: Guest, params: ImpairParams) -> Guest:
-    nics = list(guest.spec.nics)
-    nics[params.nic] = msgspec.structs.replace(nics[params.nic], impairment=params.impairment)
-    spec = msgspec.structs.replace(guest.spec, nics=tuple(nics))
+    nics = tuple(
+        msgspec.structs.replace(nic, impairment=params.impairment) if number == params.nic else nic
+        for number, nic in cards_of(guest).items()
+    )
+    spec = msgspec.structs.replace(guest.spec, nics=nics)
     return msgspec.structs.replace(guest, spec=spec)

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from guesthouse.errors import Busy, InvalidInput
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.capture import CaptureQuery
-from guesthouse.model.guest import Guest
+from guesthouse.model.device import Nic
 from guesthouse.model.impairment import NicImpairment
 from guesthouse.model.job import Job
 from guesthouse.model.networking import BUILTIN
@@ -22,7 +22,7 @@ from guesthouse.network.capture import (
     packet_block,
     statistics_block,
 )
-from guesthouse.operations.impairing import ImpairParams, card_of, check_card
+from guesthouse.operations.impairing import ImpairParams, check_card, find_card
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.documents import GUESTS
 
@@ -40,9 +40,9 @@ class TrafficHouse:
         # One that nobody ever began to read goes by itself.
         self._captures: WeakSet[Packets] = WeakSet()
 
-    async def impair(self, ref: str, nic: int, wanted: NicImpairment, requester: str) -> Job:
+    async def impair(self, ref: str, which: str, wanted: NicImpairment, requester: str) -> Job:
         guest = self._rooms.view.guest(ref)
-        check_card(guest, nic, wanted)
+        nic = check_card(guest, which, wanted)
         return await self._jobs.submit(
             "nic.impair",
             ImpairParams(guest=guest.id, nic=nic, impairment=wanted),
@@ -51,9 +51,9 @@ class TrafficHouse:
             requester=requester,
         )
 
-    async def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:
+    async def capture(self, ref: str, which: str, wanted: CaptureQuery) -> AsyncIterator[bytes]:
         guest = self._rooms.view.guest(ref)
-        card = card_of(guest, nic)
+        nic, card = find_card(guest, which)
         if card.network == BUILTIN:
             raise InvalidInput(
                 f"Packets of card {nic} of {guest.name!r} cannot be captured: it is on QEMU's "
@@ -69,7 +69,8 @@ class TrafficHouse:
             )
         packets = await self._rooms.traffic.capture(guest, nic, snaplen=wanted.snaplen)
         self._captures.add(packets)
-        first = header(*self._about(guest, nic), card.mac, snaplen=wanted.snaplen)
+        name, about = f"{guest.name}/{nic}", f"card {nic} of guest {guest.name}{self._on(card)}"
+        first = header(name, about, card.mac, snaplen=wanted.snaplen)
         return self._written(packets, first, wanted)
 
     async def _written(
@@ -84,10 +85,9 @@ class TrafficHouse:
             packets.close()
             self._captures.discard(packets)
 
-    def _about(self, guest: Guest, nic: int) -> tuple[str, str]:
-        network = self._rooms.view.networks.get(guest.spec.nics[nic].network)
-        on = f" on network {network.name}" if network else ""
-        return f"{guest.name}/{nic}", f"card {nic} of guest {guest.name}{on}"
+    def _on(self, card: Nic) -> str:
+        network = self._rooms.view.networks.get(card.network)
+        return f" on network {network.name}" if network else ""
 
 
 async def _bounded(packets: Packets, size: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:

@@ -35,6 +35,7 @@ from tests.crash.claims import (
     unchanged,
     was_set,
 )
+from tests.crash.impair_verbs import IMPAIR_VERBS
 from tests.crash.network_verbs import NETWORK_VERBS
 from tests.crash.trials import (
     BIGGER,
@@ -209,6 +210,7 @@ VERBS: dict[str, Verb] = {
         has_micro,
     ),
     **NETWORK_VERBS,
+    **IMPAIR_VERBS,
     # Half a recovery is no loss: asked for again, it brings back the rest.
     "recover": Verb(
         "house.recover",

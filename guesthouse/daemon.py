@@ -28,7 +28,7 @@ from guesthouse.host.listening import bind
 from guesthouse.host.memory import return_large_blocks
 from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.namespace.idbook import IdBook, book_folder
-from guesthouse.host.probe import probe
+from guesthouse.host.probe import HostProbe, probe
 from guesthouse.host.secrets import Secrets
 from guesthouse.host.service_manager import ServiceManager
 from guesthouse.host.settings import load_settings
@@ -39,7 +39,6 @@ from guesthouse.jobs.record import Observer
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
-from guesthouse.model.host import HostFacts
 from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
 from guesthouse.network.backends import Backends
 from guesthouse.network.builtin import Builtin
@@ -70,20 +69,6 @@ from guesthouse.supervisor.housekeeping import Housekeeping
 from guesthouse.supervisor.reattaching import reattach, settle_idle, take_up_found
 
 log = logging.getLogger("guesthouse")
-
-
-class HostProbe:
-    """The newest facts of this host."""
-
-    def __init__(self, cache: Path, facts: HostFacts) -> None:
-        self._cache, self._facts = cache, facts
-
-    def __call__(self) -> HostFacts:
-        return self._facts
-
-    async def refresh(self) -> HostFacts:
-        self._facts = await probe(self._cache, refresh=True)
-        return self._facts
 
 
 def only_one(folders: Folders) -> int:
@@ -137,6 +122,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         namespace, am_root = HouseNamespace(folders.runtime), os.geteuid() == 0
         network = HouseNetwork(namespace, records, folders.runtime)
         stack.push_async_callback(network.close)
+        probed.more = lambda: network.kernel_capabilities
         await open_network(network, records, view)
         backends = Backends(Builtin(), network, lambda: view.networks)
         identities = Identities(

@@ -63,13 +63,13 @@ class Nics(Protocol):
 
 
 class TrafficHouse(Protocol):
-    """Of the packets of guests' cards; `nic` 0 is the first card."""
+    """Of the packets of guests' cards. `which` is a card's number or MAC address."""
 
-    async def impair(self, ref: str, nic: int, wanted: NicImpairment, requester: str) -> Job:
+    async def impair(self, ref: str, which: str, wanted: NicImpairment, requester: str) -> Job:
         """What is not in `wanted` goes."""
         ...
 
-    async def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:
+    async def capture(self, ref: str, which: str, wanted: CaptureQuery) -> AsyncIterator[bytes]:
         """A pcapng file in pieces. Errors are raised by this call, before the first piece."""
         ...
 

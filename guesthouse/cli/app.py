@@ -98,6 +98,7 @@ ELSEWHERE = {
     "expose": "publish", "images": "image ls", "build": "image build",
     "import": "image import", "jobs": "job ls",
     "networks": "network ls", "net": "network ls", "nics": "nic ls", "cards": "nic ls",
+    "capture": "nic capture",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

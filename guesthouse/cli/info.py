@@ -16,6 +16,7 @@ from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Link, Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
+from guesthouse.model.impairment import impairment_words
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.nics import NicView
 from guesthouse.model.reports import GuestView
@@ -220,7 +221,12 @@ def _engine(guest: GuestView) -> Rows:
 def _networks(cards: list[NicView]) -> Rows:
     """A row for each card; with its number where there are several."""
     only = len(cards) == 1 and not cards[0].index
-    return [("Network" if only else f"Card {one.index}", _card(one)) for one in cards]
+    rows: Rows = []
+    for one in cards:
+        rows.append(("Network" if only else f"Card {one.index}", _card(one)))
+        if impaired := impairment_words(one.impairment):
+            rows.append(("", f"impaired: {' '.join(impaired)}"))
+    return rows
 
 
 def _card(one: NicView) -> str:

@@ -1,65 +1,25 @@
-"""`guest nic ls|add|set|rm`: network cards of a guest."""
+"""`guest nic ls|add|rm`: network cards of a guest."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from typing import Any
-
 import click
-from click.shell_completion import CompletionItem
 
 from guesthouse.cli import output
+from guesthouse.cli.capture import capture
 from guesthouse.cli.command import (
     command,
     complete_networks,
     guest_argument,
     json_option,
-    live_list,
 )
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
+from guesthouse.cli.nic_set import card_argument, nic_set
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
 from guesthouse.client.house import guest_path
-from guesthouse.errors import InvalidInput
 from guesthouse.model.device import Link, check_mac
-from guesthouse.model.networking import BUILTIN
-from guesthouse.model.nics import NicChange, NicRequest, NicView
-
-
-def complete_cards(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Numbers of the cards of the guest that is on the line."""
-    guest = ctx.params.get("name")
-    found = live_list(guest_path(guest, "nics")) if guest else []
-    return [
-        CompletionItem(str(card["index"]), help=f"{card['network_name']}, {card['mac']}")
-        for card in found
-        if str(card["index"]).startswith(incomplete)
-    ]
-
-
-_KEYS = ("network", "address4", "address6", "link", "mac")
-_VALUES = {"link": ("up", "down"), "address4": ("auto",), "address6": ("auto",)}
-
-
-def complete_change(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    key, equals, begun = incomplete.partition("=")
-    if key == "network" and equals:
-        networks = [item.value for item in complete_networks(ctx, param, begun)]
-        found = [f"network={one}" for one in (*networks, BUILTIN) if one.startswith(begun)]
-    elif equals:
-        found = [f"{key}={one}" for one in _VALUES.get(key, ()) if one.startswith(begun)]
-    else:
-        taken = {change.partition("=")[0] for change in ctx.params.get("changes") or ()}
-        found = [f"{one}=" for one in _KEYS if one.startswith(key) and one not in taken]
-    return [CompletionItem(one) for one in found]
-
-
-card_argument = click.argument("card", metavar="CARD", shell_complete=complete_cards)
+from guesthouse.model.nics import NicRequest, NicView
 
 
 @click.group(
@@ -69,6 +29,8 @@ card_argument = click.argument("card", metavar="CARD", shell_complete=complete_c
         ("guest nic ls web", ""),
         ("guest nic add web --network lan", "A running guest has it at once"),
         ("guest nic set web 1 network=dmz", "It is moved, and the guest asks for its address"),
+        ("guest nic set web 0 latency=80ms loss=1%", "A bad network on purpose"),
+        ("guest nic capture web 0 -o web.pcapng", ""),
         ("guest nic rm web 1", ""),
     ],
 )
@@ -133,43 +95,6 @@ def nic_add(
 
 
 @command(
-    "set",
-    examples=[
-        ("guest nic set web 0 network=lan", "To another network, live"),
-        ("guest nic set web 1 address4=10.77.0.10", "An address that stays"),
-        ("guest nic set web 1 address4=auto", "The house chooses again"),
-        ("guest nic set web 0 link=down", "Pull its cable"),
-    ],
-)
-@guest_argument()
-@card_argument
-@click.argument(
-    "changes",
-    nargs=-1,
-    required=True,
-    metavar="KEY=VALUE...",
-    shell_complete=complete_change,
-)
-def nic_set(name: str, card: str, changes: tuple[str, ...]) -> None:
-    """Change a network card, by its number or MAC address.
-
-    \b
-    network=NAME           the network that it is on
-    address4=ADDRESS|auto  its IPv4 address; auto: the house chooses
-    address6=ADDRESS|auto  its IPv6 address
-    link=up|down           its cable is put in, or pulled
-    mac=MAC                its address on the wire; the guest must be stopped
-
-    A running guest keeps the card: its link goes down and comes up again, so that it asks for its
-    address anew. It has the address when it has asked.
-    """
-    change = NicChange(**dict(parse_change(text) for text in changes))
-    house = open_house()
-    (job,) = carry_out(house, [Wish(name, lambda: house.change_nic(name, card, change))])
-    output.result(f"Card {card} of {job.target_name or name}: {' '.join(changes)}")
-
-
-@command(
     "rm",
     examples=[
         ("guest nic rm web 1", "A running guest is asked to let go of it"),
@@ -188,26 +113,6 @@ def nic_rm(name: str, card: str) -> None:
     output.result(f"Removed card {card} of {job.target_name or name}")
 
 
-def parse_change(text: str) -> tuple[str, Any]:
-    """(field of the API, value) of `key=value`. :raise InvalidInput: it changes nothing."""
-    key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    if not equals or key not in _KEYS or not value:
-        near = get_close_matches(key, _KEYS, n=1)
-        raise InvalidInput(
-            f"{text!r} changes nothing: write KEY=VALUE, where KEY is one of {', '.join(_KEYS)}.",
-            hint=f"Did you mean {near[0]}=…?" if near else "See: guest nic set --help",
-            field=key,
-        )
-    if key == "mac":
-        return key, check_mac(value)
-    if key == "link":
-        if value not in tuple(Link):
-            raise InvalidInput(f"A link is up or down, not {value!r}.", field="link")
-        return key, Link(value)
-    return key, value
-
-
 def _row(one: NicView) -> list[str]:
     return [
         str(one.index),
@@ -223,5 +128,5 @@ def _address(address: str, *, fixed: bool) -> str:
     return f"{address} (fixed)" if fixed else address or "-"
 
 
-for _command in (nic_ls, nic_add, nic_set, nic_rm):
+for _command in (nic_ls, nic_add, nic_set, nic_rm, capture):
     nic.add_command(_command)

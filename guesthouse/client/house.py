@@ -197,15 +197,15 @@ class House:
     def remove_nic(self, ref: str, which: str) -> Job:
         return self._write("DELETE", nic_path(ref, which), None)
 
-    def impair(self, ref: str, nic: int, wanted: NicImpairment) -> Job:
-        """:param nic: 0 is the first card."""
-        return self._write("PUT", guest_path(ref, f"nics/{nic}/impairment"), wanted)
+    def impair(self, ref: str, nic: str, wanted: NicImpairment) -> Job:
+        """:param nic: number or MAC address of the card."""
+        return self._write("PUT", nic_path(ref, nic, "impairment"), wanted)
 
     @contextmanager
-    def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> Iterator[Stream]:
+    def capture(self, ref: str, nic: str, wanted: CaptureQuery) -> Iterator[Stream]:
         """A pcapng file as it comes; for ever, where `wanted` has no bounds."""
         asked = {name: value for name, value in asdict(wanted).items() if value is not None}
-        target = f"{guest_path(ref, f'nics/{nic}/capture')}?{urlencode(asked)}"
+        target = f"{nic_path(ref, nic, 'capture')}?{urlencode(asked)}"
         with self.transport.stream("GET", target, timeout=None) as stream:
             yield stream
 
@@ -341,9 +341,10 @@ def trash_path(ref: str, below: str = "") -> str:
     return _path("trash", _checked(ref, "guest"), below)
 
 
-def nic_path(ref: str, which: str) -> str:
+def nic_path(ref: str, which: str, below: str = "") -> str:
     """Of the card of that number or MAC address."""
-    return guest_path(ref, f"nics/{quote(_checked(which, 'network card'), safe='')}")
+    path = guest_path(ref, f"nics/{quote(_checked(which, 'network card'), safe='')}")
+    return f"{path}/{below}" if below else path
 
 
 def network_path(ref: str) -> str:

@@ -11,7 +11,7 @@ import os
 import platform
 import pwd
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from guesthouse.host.namespace import probing
 from guesthouse.host.probe_kvm import KvmVerdict
 from guesthouse.host.process import boot_id
 from guesthouse.model.document import Noun
-from guesthouse.model.host import HostFacts, QemuBinary
+from guesthouse.model.host import Capability, HostFacts, QemuBinary
 
 CACHE_FILE = "host-facts.json"
 _FORMAT = 1
@@ -157,6 +157,28 @@ def _identity(am_root: bool, kvm: Path) -> Confinement:
         kvm_gid=group,
     )
     return Confinement(uid=identity.uid, gid=identity.gid, groups=identity.groups)
+
+
+class HostProbe:
+    """The newest facts of this host.
+
+    :ivar more: capabilities that others found out meanwhile.
+    """
+
+    def __init__(self, cache: Path, facts: HostFacts) -> None:
+        self._cache, self._facts = cache, facts
+        self.more: Callable[[], tuple[Capability, ...]] = tuple
+
+    def __call__(self) -> HostFacts:
+        known = self._facts.capabilities
+        names = {one.name for one in known}
+        more = tuple(one for one in self.more() if one.name not in names)
+        return msgspec.structs.replace(self._facts, capabilities=(*known, *more))
+
+    async def refresh(self) -> HostFacts:
+        """Look afresh."""
+        self._facts = await probe(self._cache, refresh=True)
+        return self()
 
 
 def _load(cache: Path, binary: Path) -> Remembered | None:

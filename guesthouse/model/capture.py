@@ -18,14 +18,17 @@ _LOST = 7
 _LARGEST_BLOCK = 1 << 20
 
 
+Seconds = Annotated[float, Meta(gt=0, le=604800)]
+Count = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=LEAST_SIZE)]
+
+
 class CaptureQuery(Noun, kw_only=True, frozen=True):
     """When it ends by itself; None: it goes on until the client has enough."""
 
-    seconds: Annotated[float, Meta(gt=0, le=604800, description="End after so long.")] | None = None
-    packets: Annotated[int, Meta(ge=1, description="End after so many packets.")] | None = None
-    size: (
-        Annotated[int, Meta(ge=LEAST_SIZE, description="End before it has more bytes.")] | None
-    ) = None
+    seconds: Annotated[Seconds | None, Meta(description="End after so long.")] = None
+    packets: Annotated[Count | None, Meta(description="End after so many packets.")] = None
+    size: Annotated[Size | None, Meta(description="End before it has more bytes.")] = None
     snaplen: Annotated[
         int, Meta(ge=16, le=262144, description="How many bytes of each packet at most.")
     ] = 262144

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import msgspec
 
-from guesthouse.errors import InvalidInput, NotFound
+from guesthouse.errors import InvalidInput
 from guesthouse.jobs.context import JobContext
-from guesthouse.model.device import Nic
 from guesthouse.model.guest import Guest
 from guesthouse.model.impairment import NicImpairment, check_nic_impairment
 from guesthouse.model.networking import BUILTIN
+from guesthouse.model.nics import find_nic
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams
 
 _NOTHING = NicImpairment()
 
 
 class ImpairParams(GuestParams, kw_only=True, frozen=True):
-    """:ivar nic: the card's number. :ivar impairment: all of it; what is not in it goes."""
+    """:ivar nic: number of the card. :ivar impairment: all of it; what is not in it goes."""
 
     nic: int
     impairment: NicImpairment
@@ -30,7 +30,7 @@ class ImpairNic(GuestOperation[ImpairParams]):
 
     async def run(self, ctx: JobContext, params: ImpairParams) -> None:
         guest = await self.rooms.guest(params.guest)
-        check_card(guest, params.nic, params.impairment)
+        check_card(guest, str(params.nic), params.impairment)
         if params.impairment != _NOTHING:
             await self.rooms.traffic.check(params.impairment)
         await ctx.step("impair")
@@ -39,31 +39,24 @@ class ImpairNic(GuestOperation[ImpairParams]):
         await self.rooms.documents.guests.update(guest.id, lambda now: _impaired(now, params))
 
 
-def card_of(guest: Guest, index: int) -> Nic:
-    """:raise NotFound: it has no such card."""
-    nic = guest.spec.nic(index)
-    if nic is not None:
-        return nic
-    raise NotFound(
-        f"Guest {guest.name!r} has no network card {index}.",
-        hint=f"See its cards: guest nic ls {guest.name}",
-        nic=index,
-    )
+def check_card(guest: Guest, which: str, wanted: NicImpairment) -> int:
+    """Its number. :raise NotFound: there is no such card.
 
-
-def check_card(guest: Guest, index: int, wanted: NicImpairment) -> None:
-    """:raise NotFound: it has no such card. :raise InvalidInput: it cannot be impaired so."""
-    nic = card_of(guest, index)
+    :raise InvalidInput: it cannot be impaired so.
+    """
     check_nic_impairment(wanted)
+    nic = find_nic(guest, which)
     if wanted != _NOTHING and nic.network == BUILTIN:
         raise InvalidInput(
-            f"Card {index} of {guest.name!r} cannot be impaired: it is on QEMU's builtin network, "
-            "whose packets do not pass through this house.",
-            hint="Impair a card that is on a network of the house: guest launch --network default",
+            f"Card {nic.index} of {guest.name!r} cannot be impaired: it is on QEMU's builtin "
+            "network, whose packets do not pass through this house.",
+            hint=f"Give it a card that is: guest nic add {guest.name} --network default",
             field="nic",
         )
+    return nic.index
 
 
 def _impaired(guest: Guest, params: ImpairParams) -> Guest:
-    nic = msgspec.structs.replace(card_of(guest, params.nic), impairment=params.impairment)
+    nic = find_nic(guest, str(params.nic))
+    nic = msgspec.structs.replace(nic, impairment=params.impairment)
     return msgspec.structs.replace(guest, spec=guest.spec.with_nic(nic))

@@ -17,6 +17,7 @@ from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Link, Nic, free_index, free_plug, new_mac
 from guesthouse.model.document import decode_strict, encode
 from guesthouse.model.guest import Guest
+from guesthouse.model.impairment import NicImpairment
 from guesthouse.model.network import NetworkKind
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.nics import NicChange, changed_nic
@@ -204,6 +205,12 @@ def check_change(rooms: Rooms, guest: Guest, before: Nic, wanted: Nic) -> None:
             f"Network {network.name} is isolated: nothing comes in from outside, and card "
             f"{before.index} has published ports.",
             hint=f"Close them first: {_unpublish(guest, before)}",
+            field="network",
+        )
+    if wanted.network == BUILTIN and wanted.impairment != NicImpairment():
+        raise InvalidInput(
+            f"Card {before.index} is impaired, which QEMU's builtin network cannot do.",
+            hint=f"End that first: guest nic set {guest.name} {before.index} clear",
             field="network",
         )
     if guest.status.pid is None:

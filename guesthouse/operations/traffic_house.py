@@ -11,10 +11,10 @@ from guesthouse.errors import Busy, InvalidInput
 from guesthouse.jobs.runner import JobRunner
 from guesthouse.model.capture import CaptureQuery
 from guesthouse.model.device import Nic
-from guesthouse.model.guest import Guest
 from guesthouse.model.impairment import NicImpairment
 from guesthouse.model.job import Job
 from guesthouse.model.networking import BUILTIN
+from guesthouse.model.nics import find_nic
 from guesthouse.network.capture import (
     STATISTICS_SIZE,
     Packet,
@@ -23,7 +23,7 @@ from guesthouse.network.capture import (
     packet_block,
     statistics_block,
 )
-from guesthouse.operations.impairing import ImpairParams, card_of, check_card
+from guesthouse.operations.impairing import ImpairParams, check_card
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.documents import GUESTS
 
@@ -41,9 +41,9 @@ class TrafficHouse:
         # One that nobody ever began to read goes by itself.
         self._captures: WeakSet[Packets] = WeakSet()
 
-    async def impair(self, ref: str, nic: int, wanted: NicImpairment, requester: str) -> Job:
+    async def impair(self, ref: str, which: str, wanted: NicImpairment, requester: str) -> Job:
         guest = self._rooms.view.guest(ref)
-        check_card(guest, nic, wanted)
+        nic = check_card(guest, which, wanted)
         return await self._jobs.submit(
             "nic.impair",
             ImpairParams(guest=guest.id, nic=nic, impairment=wanted),
@@ -52,9 +52,10 @@ class TrafficHouse:
             requester=requester,
         )
 
-    async def capture(self, ref: str, nic: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:
+    async def capture(self, ref: str, which: str, wanted: CaptureQuery) -> AsyncIterator[bytes]:
         guest = self._rooms.view.guest(ref)
-        card = card_of(guest, nic)
+        card = find_nic(guest, which)
+        nic = card.index
         if card.network == BUILTIN:
             raise InvalidInput(
                 f"Packets of card {nic} of {guest.name!r} cannot be captured: it is on QEMU's "
@@ -70,7 +71,8 @@ class TrafficHouse:
             )
         packets = await self._rooms.traffic.capture(guest, nic, snaplen=wanted.snaplen)
         self._captures.add(packets)
-        first = header(*self._about(guest, card), card.mac, snaplen=wanted.snaplen)
+        name, about = f"{guest.name}/{nic}", f"card {nic} of guest {guest.name}{self._on(card)}"
+        first = header(name, about, card.mac, snaplen=wanted.snaplen)
         return self._written(packets, first, wanted)
 
     async def _written(
@@ -85,10 +87,9 @@ class TrafficHouse:
             packets.close()
             self._captures.discard(packets)
 
-    def _about(self, guest: Guest, nic: Nic) -> tuple[str, str]:
-        network = self._rooms.view.networks.get(nic.network)
-        on = f" on network {network.name}" if network else ""
-        return f"{guest.name}/{nic.index}", f"card {nic.index} of guest {guest.name}{on}"
+    def _on(self, card: Nic) -> str:
+        network = self._rooms.view.networks.get(card.network)
+        return f" on network {network.name}" if network else ""
 
 
 async def _bounded(packets: Packets, size: int, wanted: CaptureQuery) -> AsyncIterator[bytes]:

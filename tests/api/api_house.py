@@ -43,6 +43,7 @@ from guesthouse.store.view import View
 from guesthouse.supervisor.following import Supervisor
 from guesthouse.supervisor.reattaching import take_up_found
 from tests.api.commands import Command
+from tests.api.fake_traffic import FakeTraffic
 from tests.image_house import QuickBuilder
 
 
@@ -99,6 +100,11 @@ class ApiHouse(House):
     past: bytes = b"".join(b"line %d\n" % number for number in range(1000))
     by_ssh: bool = False
     keeper_trouble: str = ""
+
+    @property
+    def traffic_of_cards(self) -> FakeTraffic:
+        assert isinstance(self.rooms.traffic, FakeTraffic)
+        return self.rooms.traffic
 
     async def add(self, *documents: Guest | Image) -> None:
         """Put documents there as they are, a transaction for each."""
@@ -227,6 +233,7 @@ async def open_house(folder: Path) -> ApiHouse:
         folders=folders,
         settings=Settings(),
         facts=_facts,
+        traffic=FakeTraffic(),
     )
     registry = all_operations(rooms, BuildCache(folders.build_cache))
     build = registry.get("image.build")

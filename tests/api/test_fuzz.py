@@ -27,6 +27,7 @@ from guesthouse.api.server import ApiServer
 from guesthouse.model.networking import NetworkRequest
 from guesthouse.model.reports import DeleteRequest
 from tests.api.api_house import ApiHouse, open_house
+from tests.api.test_networks import able
 
 if TYPE_CHECKING:
     from guesthouse.api.facade import House
@@ -77,17 +78,20 @@ class Background:
     async def _serve(self) -> None:
         house: ApiHouse = await open_house(self.folder)
         guest = await house.guest("web")
+        able(house)
         job = next(iter(house.view.jobs))
         gone = await house.guest("gone", start=False)
         await house.ended(await house.delete_guest("gone", DeleteRequest(), "test"))
         made = await house.create_network(NetworkRequest(name="lan"), "test")
         network = (await house.ended(made)).target.removeprefix("networks/")
+        wired = await house.guest("wired", networks=("lan",))
         self.known = {
             "guests": guest.id,
             "images": "micro",
             "jobs": job,
             "trash": gone.id,
             "networks": network,
+            "wired": wired.id,
         }
         listener = socket.create_server(("127.0.0.1", 0))
         server = ApiServer(house, listener, grace=1)
@@ -119,6 +123,8 @@ def described(background: Background) -> Any:
         ref = (path_parameters or {}).get("ref")
         if path_parameters and isinstance(ref, str) and len(ref) % 2:
             room = context.operation.path.split("/")[2]
+            if "nic" in path_parameters:
+                return {**path_parameters, "ref": background.known["wired"], "nic": "0"}
             return {**path_parameters, "ref": background.known[room]}
         return path_parameters
 

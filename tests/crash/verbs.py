@@ -35,6 +35,7 @@ from tests.crash.claims import (
     unchanged,
     was_set,
 )
+from tests.crash.impair_verbs import IMPAIR_VERBS
 from tests.crash.network_verbs import NETWORK_VERBS
 from tests.crash.nic_verbs import NIC_VERBS
 from tests.crash.share_verbs import SHARE_VERBS
@@ -213,6 +214,7 @@ VERBS: dict[str, Verb] = {
     **NETWORK_VERBS,
     **SHARE_VERBS,
     **NIC_VERBS,
+    **IMPAIR_VERBS,
     # Half a recovery is no loss: asked for again, it brings back the rest.
     "recover": Verb(
         "house.recover",

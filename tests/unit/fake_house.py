@@ -83,6 +83,7 @@ class FakeHouse:
         self.lost: list[Finding] = []
         self.bundle = (b"first ", b"second")
         self.bundle_breaks = False
+        self.lost_packets = 0
         self.results: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
         self.ticks: dict[str, list[JobProgress | LogLine]] = {}

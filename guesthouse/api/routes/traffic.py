@@ -14,25 +14,25 @@ from guesthouse.model.impairment import NicImpairment
 
 
 @put(
-    "/v1/guests/{ref:str}/nics/{nic:int}/impairment",
+    "/v1/guests/{ref:str}/nics/{nic:str}/impairment",
     status_code=202,
     opt=submits(NicImpairment, query=WaitQuery, errors=(NotFound, Busy, HostLacks)),
 )
 async def impair_nic(request: ApiRequest) -> Response[bytes]:
-    """Impair a card's packets on purpose; at once where the guest runs.
+    """Impair a card's packets on purpose, by its number or MAC address; live where the guest runs.
 
     All of it: what is left out goes. Times are seconds, shares 0 to 1, rates bits per second.
     `incoming` is what the guest gets. What the host's kernel cannot do is refused by name.
     """
     wait = request.ask(WaitQuery).wait
     wanted = await request.read(NicImpairment)
-    nic = int(request.path_params["nic"])
-    job = await request.house.traffic.impair(request.ref, nic, wanted, request.requester)
+    which = str(request.path_params["nic"])
+    job = await request.house.traffic.impair(request.ref, which, wanted, request.requester)
     return await job_answer(request, job, wait=wait)
 
 
 @get(
-    "/v1/guests/{ref:str}/nics/{nic:int}/capture",
+    "/v1/guests/{ref:str}/nics/{nic:str}/capture",
     opt=reads(
         media=BYTES,
         answer_text="A pcapng file, block by block as packets come.",
@@ -47,8 +47,8 @@ async def capture_nic(request: ApiRequest) -> StreamAnswer:
     slow loses packets: blocks of interface statistics count them (`isb_osdrop`).
     """
     wanted = request.ask(CaptureQuery)
-    nic = int(request.path_params["nic"])
-    source = await request.house.traffic.capture(request.ref, nic, wanted)
+    which = str(request.path_params["nic"])
+    source = await request.house.traffic.capture(request.ref, which, wanted)
     return StreamAnswer(source, media=BYTES, stopping=request.stopping)
 
 

@@ -39,7 +39,6 @@ from guesthouse.model.sharing import ShareState, ShareView
 
 from .fake_api_nics import route_nics
 from .fake_streams import ServerLink, run_command, serve_console
-from .fake_traffic import capture, impair
 
 if TYPE_CHECKING:
     from .fake_house import FakeHouse
@@ -124,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any
 
     def _route(self, parts: list[str], query: dict[str, str], body: Any) -> None:
-        if route_nics(self, parts, body):
+        if route_nics(self, parts, query, body):
             return
         for route in (
             self._route_house,
@@ -282,13 +281,6 @@ class _Handler(BaseHTTPRequestHandler):
             case ["DELETE", "networks", ref]:
                 del house.networks[house.network(ref).id]
                 self._job("network.remove", None, of=ref)
-            case ["PUT", "guests", ref, "nics", _, "impairment"]:
-                impair(house, ref, body)
-                self._job("nic.impair", house.guest(ref))
-            case ["GET", "guests", ref, "nics", _, "capture"]:
-                house.guest(ref)
-                self._streamed("application/octet-stream")
-                capture(house, self._chunk, bounded="packets" in query)
             case ["POST", "guests", ref, verb]:
                 self._job(f"guest.{verb}", house.guest(ref))
             case _:

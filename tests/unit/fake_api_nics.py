@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,12 +15,14 @@ from guesthouse.model.network import Lease
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.nics import NicChange, NicRequest, NicView, changed_nic, find_nic
 
+from .fake_traffic import capture, impaired
+
 if TYPE_CHECKING:
     from .fake_api import _Handler
     from .fake_house import FakeHouse
 
 
-def route_nics(handler: _Handler, parts: list[str], body: Any) -> bool:
+def route_nics(handler: _Handler, parts: list[str], query: Mapping[str, Any], body: Any) -> bool:
     """Whether it was about cards, and answered."""
     if parts[:1] != ["guests"] or parts[2:3] != ["nics"]:
         return False
@@ -42,6 +45,13 @@ def route_nics(handler: _Handler, parts: list[str], body: Any) -> bool:
             spec = guest.spec.without_nic(find_nic(guest, which).index)
             house.guests[guest.id] = msgspec.structs.replace(guest, spec=spec)
             handler._job("nic.remove", guest)
+        case ["PUT", which, "impairment"]:
+            _write(house, guest, impaired(find_nic(guest, which), body))
+            handler._job("nic.impair", guest)
+        case ["GET", which, "capture"]:
+            find_nic(guest, which)
+            handler._streamed("application/octet-stream")
+            capture(house, handler._chunk, bounded="packets" in query)
         case _:
             raise NotFound(f"There is nothing at {handler.path}.")
     return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from guesthouse.model.device import Nic
 from guesthouse.model.impairment import NicImpairment
 from guesthouse.network.capture import Counts, Packet, header, packet_block, statistics_block
 
@@ -17,13 +18,8 @@ if TYPE_CHECKING:
 FRAME = bytes.fromhex("ffffffffffff5267680000010806") + bytes(28)
 
 
-def impair(house: FakeHouse, ref: str, body: Any) -> None:
-    """Its first card, in the document."""
-    guest = house.guest(ref)
-    wanted = msgspec.convert(body, NicImpairment)
-    nics = (msgspec.structs.replace(guest.spec.nics[0], impairment=wanted), *guest.spec.nics[1:])
-    spec = msgspec.structs.replace(guest.spec, nics=nics)
-    house.guests[guest.id] = msgspec.structs.replace(guest, spec=spec)
+def impaired(nic: Nic, body: Any) -> Nic:
+    return msgspec.structs.replace(nic, impairment=msgspec.convert(body, NicImpairment))
 
 
 def capture(house: FakeHouse, chunk: Callable[[bytes], None], *, bounded: bool) -> None:

@@ -59,7 +59,7 @@ def test_a_card_by_its_mac(guest: Room) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["lag=5ms"], "impairs nothing"),
+        (["lag=5ms"], "changes nothing"),
         (["latancy=5ms"], "Did you mean latency=…?"),
         (["latency"], "impairs nothing"),
         (["loss=101%"], "A loss of 101% is not possible"),
@@ -67,7 +67,7 @@ def test_a_card_by_its_mac(guest: Room) -> None:
         (["jitter=5ms"], "larger than the latency"),
         (["reorder=5%"], "Add a latency"),
         (["loss=1%", "loss=2%"], "given twice"),
-        (["up.loss=1%"], "impairs nothing"),
+        (["up.loss=1%"], "changes nothing"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_asked(
@@ -97,8 +97,8 @@ def test_completion(guest: Room, monkeypatch: pytest.MonkeyPatch) -> None:
         return [line.partition(",")[2] for line in guest().out.splitlines()]
 
     assert completed("nic", "set", "w") == ["web"]
-    assert completed("nic", "set", "web", "0", "l") == ["latency=", "loss="]
-    assert completed("nic", "set", "web", "0", "loss=1%", "l") == ["latency="]
+    assert completed("nic", "set", "web", "0", "l") == ["link=", "latency=", "loss="]
+    assert completed("nic", "set", "web", "0", "loss=1%", "l") == ["link=", "latency="]
     assert "in.rate=" in completed("nic", "set", "web", "0", "in.r")
 
 

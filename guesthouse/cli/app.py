@@ -70,6 +70,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "nic": Place(
             "nics", "nic", "Network cards of a guest: they come, change and go while it runs."
         ),
+        "firewall": Place("firewall", "firewall", "Firewalls: who may send what to which guest."),
         "publish": Place("ports", "publish", "Lead a port of this host into a guest."),
         "unpublish": Place("ports", "unpublish", "Close a published port."),
     },
@@ -98,6 +99,7 @@ ELSEWHERE = {
     "expose": "publish", "images": "image ls", "build": "image build",
     "import": "image import", "jobs": "job ls",
     "networks": "network ls", "net": "network ls", "nics": "nic ls", "cards": "nic ls",
+    "fw": "firewall", "ufw": "firewall", "rules": "firewall ls",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

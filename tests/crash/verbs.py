@@ -35,6 +35,7 @@ from tests.crash.claims import (
     unchanged,
     was_set,
 )
+from tests.crash.firewall_verbs import FIREWALL_VERBS
 from tests.crash.network_verbs import NETWORK_VERBS
 from tests.crash.share_verbs import SHARE_VERBS
 from tests.crash.trials import (
@@ -210,6 +211,7 @@ VERBS: dict[str, Verb] = {
         has_micro,
     ),
     **NETWORK_VERBS,
+    **FIREWALL_VERBS,
     **SHARE_VERBS,
     # Half a recovery is no loss: asked for again, it brings back the rest.
     "recover": Verb(

@@ -13,6 +13,7 @@ from guesthouse.errors import EngineError
 from guesthouse.model.firewall import Firewall
 from guesthouse.model.firewalling import LoggedPacket
 from guesthouse.model.guest import Guest
+from guesthouse.model.host import Capability
 from guesthouse.model.ids import new_id
 from guesthouse.model.job import Job, JobState
 from guesthouse.model.network import Lease
@@ -174,6 +175,21 @@ async def test_what_the_kernel_refuses_is_taken_back(
     assert [await shown(api, where) for where in (WEB, "/v1/networks/lan/firewall")] == before
     assert (await shown(api, "/v1/security-groups/ssh"))["rules"] == []
     assert (await shown(api, "/v1/address-sets/office"))["entries"] == []
+
+
+@pytest.mark.usefixtures("told")
+async def test_a_kernel_that_cannot_log_is_told_of(
+    api: httpx.AsyncClient, house: ApiHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(api, name="quiet", log=True)
+    lack = Capability(
+        name="nft-log", available=False, reason="No NFLOG.", cure="modprobe nfnetlink_log"
+    )
+    monkeypatch.setattr(house.rooms.rules, "lack", lambda name: lack)
+    answer = await api.post(f"{WEB}/rules", json={"log": True}, params=WAIT)
+    assert answer.status_code == 501 and answer.json()["hint"] == "modprobe nfnetlink_log"
+    assert (await shown(api))["warnings"] == ["Nothing is logged: No NFLOG."]
+    await add(api, name="other")
 
 
 async def test_groups_are_shared_and_stay_while_somebody_needs_them(

@@ -75,10 +75,15 @@ def every_command() -> Iterator[tuple[str, str, click.Command]]:
         for name in commands:
             found = app.get_command(context, name)
             assert found is not None  # `SECTIONS` names what there is
-            yield section, f"guest {name}", found
-            if isinstance(found, click.Group):
-                for below, one in found.commands.items():
-                    yield section, f"guest {name} {below}", one
+            for path, one in _with_members(f"guest {name}", found):
+                yield section, path, one
+
+
+def _with_members(path: str, found: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield path, found
+    if isinstance(found, click.Group):
+        for below, one in found.commands.items():
+            yield from _with_members(f"{path} {below}", one)
 
 
 def commands_page() -> str:

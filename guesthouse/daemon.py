@@ -48,6 +48,7 @@ from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.creation import forget_orphaned
 from guesthouse.operations.guest_ids import forget_ids, give_back_ids
 from guesthouse.operations.house import House
+from guesthouse.operations.kernel_rules import LOG, KernelRules
 from guesthouse.operations.networks import (
     StoreRecords,
     leave_card,
@@ -120,7 +121,8 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         documents = Documents(store)
         records = StoreRecords(documents, view, pool.remove_copy)
         namespace, am_root = HouseNamespace(folders.runtime), os.geteuid() == 0
-        network = HouseNetwork(namespace, records, folders.runtime)
+        packets = folders.state / LOG
+        network = HouseNetwork(namespace, records, folders.runtime, packets)
         stack.push_async_callback(network.close)
         probed.more = lambda: network.kernel_capabilities
         await open_network(network, records, view)
@@ -149,6 +151,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
             leave_card=partial(leave_card, network, records),
             give_back_ids=partial(give_back_ids, identities),
             refresh_networks=network.refresh,
+            rules=KernelRules(network=network, records=records, log=packets),
             recover_networks=partial(recover_networks, network, records, view),
             traffic=HouseTraffic(network, records, namespace),
         )

@@ -24,6 +24,8 @@ from guesthouse.api.problems import (
 from guesthouse.api.routes.checkup import CHECKUP_ROUTES
 from guesthouse.api.routes.daemon import DAEMON_ROUTES
 from guesthouse.api.routes.events import EVENT_ROUTES
+from guesthouse.api.routes.firewall import FIREWALL_ROUTES
+from guesthouse.api.routes.firewall_lists import LIST_ROUTES
 from guesthouse.api.routes.guest_streams import STREAM_ROUTES, NoQuery
 from guesthouse.api.routes.guests import GUEST_ROUTES
 from guesthouse.api.routes.host import HOST_ROUTES
@@ -67,6 +69,8 @@ def build_app(house: House, stopping: asyncio.Event) -> Litestar:
             *NETWORK_ROUTES,
             *NIC_ROUTES,
             *TRAFFIC_ROUTES,
+            *FIREWALL_ROUTES,
+            *LIST_ROUTES,
             *SUPPORT_ROUTES,
         ],
         request_class=ApiRequest,

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from guesthouse.api.firewall_facade import FirewallHouse
     from guesthouse.guestos.ssh_process import RemoteProcess
     from guesthouse.jobs.runner import JobRunner
     from guesthouse.model.capture import CaptureQuery
@@ -92,6 +93,9 @@ class House(Protocol):
 
     @property
     def traffic(self) -> TrafficHouse: ...
+
+    @property
+    def firewall(self) -> FirewallHouse: ...
 
     @property
     def facts(self) -> HostFacts:

@@ -70,6 +70,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "nic": Place(
             "nics", "nic", "Network cards of a guest: they come, change and go while it runs."
         ),
+        "firewall": Place("firewall", "firewall", "Firewalls: who may send what to which guest."),
         "publish": Place("ports", "publish", "Lead a port of this host into a guest."),
         "unpublish": Place("ports", "unpublish", "Close a published port."),
     },
@@ -99,6 +100,7 @@ ELSEWHERE = {
     "import": "image import", "jobs": "job ls",
     "networks": "network ls", "net": "network ls", "nics": "nic ls", "cards": "nic ls",
     "capture": "nic capture",
+    "fw": "firewall", "ufw": "firewall", "rules": "firewall ls",
     "stats": "top", "restore": "undelete", "purge": "trash empty",
 }  # fmt: skip
 """What other programs call our commands."""

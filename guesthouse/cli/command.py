@@ -65,8 +65,11 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
-def live_list(target: str) -> list[dict[str, Any]]:
-    """What the running daemon lists at `target`; nothing when there is none. Never starts one."""
+def live_list(target: str, field: str = "") -> list[dict[str, Any]]:
+    """What the running daemon lists at `target`; nothing when there is none. Never starts one.
+
+    :param field: of an object that has the list.
+    """
     from guesthouse.client.start import find
 
     try:
@@ -74,6 +77,8 @@ def live_list(target: str) -> list[dict[str, Any]]:
         if transport is None:
             return []
         found = transport.request("GET", target, timeout=COMPLETION_TIMEOUT).json()
+        if field and isinstance(found, dict):
+            found = found.get(field)
     except GuesthouseError:
         return []
     return found if isinstance(found, list) else []

@@ -63,21 +63,21 @@ class House:
     # --- The house itself ---
 
     def info(self) -> HouseInfo:
-        return self._get("/v1", HouseInfo)
+        return self.get("/v1", HouseInfo)
 
     def facts(self) -> HostFacts:
         """What the host can do, as of the daemon's last look."""
-        return self._get("/v1/host", HostFacts)
+        return self.get("/v1/host", HostFacts)
 
     def probe(self) -> HostFacts:
         """Have the daemon look afresh."""
         response = self.transport.request("POST", "/v1/host/probe", b"{}", timeout=PROBE_TIMEOUT)
-        return _decode(response, HostFacts)
+        return decoded(response, HostFacts)
 
     def check_up(self) -> Checkup:
         """Have the daemon look at the house itself."""
         response = self.transport.request("GET", "/v1/checkup", timeout=PROBE_TIMEOUT)
-        return _decode(response, Checkup)
+        return decoded(response, Checkup)
 
     def stop_daemon(self) -> None:
         """Ask the daemon to stop; it answers first. Guests live on."""
@@ -85,20 +85,20 @@ class House:
 
     def collect(self) -> Job:
         """Remove layers that nothing refers to any more."""
-        return self._write("POST", "/v1/storage/collect", EmptyRequest())
+        return self.write("POST", "/v1/storage/collect", EmptyRequest())
 
     def stop_guests(self, request: StopGuestsRequest) -> Job:
         """Stop every guest, as for a shutdown of the host."""
-        return self._write("POST", "/v1/host/stop-guests", request)
+        return self.write("POST", "/v1/host/stop-guests", request)
 
     def survey(self) -> RecoverySurvey:
         """What lies beside the disks and is not in the database."""
         response = self.transport.request("GET", "/v1/recovery", timeout=PROBE_TIMEOUT)
-        return _decode(response, RecoverySurvey)
+        return decoded(response, RecoverySurvey)
 
     def recover(self) -> Job:
         """Bring all of that back."""
-        return self._write("POST", "/v1/recovery", EmptyRequest())
+        return self.write("POST", "/v1/recovery", EmptyRequest())
 
     @contextmanager
     def support_bundle(self) -> Iterator[Stream]:
@@ -109,45 +109,45 @@ class House:
     # --- Guests. `ref` is a name, an id, or a unique beginning of an id ---
 
     def guests(self) -> list[GuestView]:
-        return self._get("/v1/guests", list[GuestView])
+        return self.get("/v1/guests", list[GuestView])
 
     def guest(self, ref: str) -> GuestView:
-        return self._get(guest_path(ref), GuestView)
+        return self.get(guest_path(ref), GuestView)
 
     def usage(self, ref: str) -> GuestUsage:
         """What it takes of its host."""
-        return self._get(guest_path(ref, "usage"), GuestUsage)
+        return self.get(guest_path(ref, "usage"), GuestUsage)
 
     def usage_of_running(self) -> list[GuestUsage]:
         """The same of all that run, without their disks; sorted by name."""
-        return self._get("/v1/usage", list[GuestUsage])
+        return self.get("/v1/usage", list[GuestUsage])
 
     def launch(self, request: LaunchRequest) -> Job:
-        return self._write("POST", "/v1/guests", request)
+        return self.write("POST", "/v1/guests", request)
 
     def start(self, ref: str, request: StartRequest) -> Job:
-        return self._write("POST", guest_path(ref, "start"), request)
+        return self.write("POST", guest_path(ref, "start"), request)
 
     def stop(self, ref: str, request: StopRequest) -> Job:
-        return self._write("POST", guest_path(ref, "stop"), request)
+        return self.write("POST", guest_path(ref, "stop"), request)
 
     def restart(self, ref: str, request: RestartRequest) -> Job:
-        return self._write("POST", guest_path(ref, "restart"), request)
+        return self.write("POST", guest_path(ref, "restart"), request)
 
     def pause(self, ref: str) -> Job:
-        return self._write("POST", guest_path(ref, "pause"), EmptyRequest())
+        return self.write("POST", guest_path(ref, "pause"), EmptyRequest())
 
     def resume(self, ref: str) -> Job:
-        return self._write("POST", guest_path(ref, "resume"), EmptyRequest())
+        return self.write("POST", guest_path(ref, "resume"), EmptyRequest())
 
     def reset(self, ref: str) -> Job:
-        return self._write("POST", guest_path(ref, "reset"), EmptyRequest())
+        return self.write("POST", guest_path(ref, "reset"), EmptyRequest())
 
     def power_button(self, ref: str) -> Job:
-        return self._write("POST", guest_path(ref, "power-button"), EmptyRequest())
+        return self.write("POST", guest_path(ref, "power-button"), EmptyRequest())
 
     def rename(self, ref: str, name: str) -> Job:
-        return self._write("POST", guest_path(ref, "rename"), RenameRequest(name=name))
+        return self.write("POST", guest_path(ref, "rename"), RenameRequest(name=name))
 
     def set_guest(self, ref: str, changes: dict[str, Any]) -> Job:
         """Change fields of `SetRequest`; only those in `changes` travel.
@@ -155,51 +155,51 @@ class House:
         :raise InvalidInput: a field that cannot be set, or a value of the wrong kind.
         """
         convert_strict(changes, SetRequest, what="change")
-        return self._write("PATCH", guest_path(ref), changes)
+        return self.write("PATCH", guest_path(ref), changes)
 
     def delete_guest(self, ref: str, *, force: bool = False, now: bool = False) -> Job:
         """To the trash. :param now: for good."""
         chosen = {name: "true" for name, on in (("force", force), ("now", now)) if on}
         query = f"?{urlencode(chosen)}" if chosen else ""
-        return self._write("DELETE", guest_path(ref) + query, None)
+        return self.write("DELETE", guest_path(ref) + query, None)
 
     def publish(self, ref: str, port: PortRequest | Publish) -> Job:
-        return self._write("POST", guest_path(ref, "ports"), port)
+        return self.write("POST", guest_path(ref, "ports"), port)
 
     def unpublish(self, ref: str, port: UnpublishRequest) -> Job:
         where = "/".join(
             ("ports", port.protocol.value, quote(port.host_ip, safe=""), str(port.host_port))
         )
-        return self._write("DELETE", guest_path(ref, where), None)
+        return self.write("DELETE", guest_path(ref, where), None)
 
     def shares(self, ref: str) -> list[ShareView]:
-        return self._get(guest_path(ref, "shares"), list[ShareView])
+        return self.get(guest_path(ref, "shares"), list[ShareView])
 
     def share(self, ref: str, request: ShareRequest) -> Job:
-        return self._write("POST", guest_path(ref, "shares"), request)
+        return self.write("POST", guest_path(ref, "shares"), request)
 
     def unshare(self, ref: str, share: str, *, force: bool = False) -> Job:
         """:param share: its name."""
         query = "?force=true" if force else ""
         where = guest_path(ref, f"shares/{quote(share, safe='')}")
-        return self._write("DELETE", where + query, None)
+        return self.write("DELETE", where + query, None)
 
     def nics(self, ref: str) -> list[NicView]:
-        return self._get(guest_path(ref, "nics"), list[NicView])
+        return self.get(guest_path(ref, "nics"), list[NicView])
 
     def add_nic(self, ref: str, request: NicRequest) -> Job:
-        return self._write("POST", guest_path(ref, "nics"), request)
+        return self.write("POST", guest_path(ref, "nics"), request)
 
     def change_nic(self, ref: str, which: str, change: NicChange) -> Job:
         """:param which: the card's number or MAC address."""
-        return self._write("PATCH", nic_path(ref, which), change)
+        return self.write("PATCH", nic_path(ref, which), change)
 
     def remove_nic(self, ref: str, which: str) -> Job:
-        return self._write("DELETE", nic_path(ref, which), None)
+        return self.write("DELETE", nic_path(ref, which), None)
 
     def impair(self, ref: str, nic: str, wanted: NicImpairment) -> Job:
         """:param nic: number or MAC address of the card."""
-        return self._write("PUT", nic_path(ref, nic, "impairment"), wanted)
+        return self.write("PUT", nic_path(ref, nic, "impairment"), wanted)
 
     @contextmanager
     def capture(self, ref: str, nic: str, wanted: CaptureQuery) -> Iterator[Stream]:
@@ -231,67 +231,67 @@ class House:
     # --- The trash ---
 
     def trash(self) -> list[GuestView]:
-        return self._get("/v1/trash", list[GuestView])
+        return self.get("/v1/trash", list[GuestView])
 
     def undelete(self, ref: str, *, name: str | None = None) -> Job:
         """:param name: another name than it had."""
-        return self._write("POST", trash_path(ref, "undelete"), UndeleteRequest(name=name))
+        return self.write("POST", trash_path(ref, "undelete"), UndeleteRequest(name=name))
 
     def purge(self, ref: str) -> Job:
         """Delete a guest of the trash for good."""
-        return self._write("DELETE", trash_path(ref), None)
+        return self.write("DELETE", trash_path(ref), None)
 
     # --- Images ---
 
     def images(self) -> list[ImageView]:
-        return self._get("/v1/images", list[ImageView])
+        return self.get("/v1/images", list[ImageView])
 
     def image(self, ref: str) -> ImageView:
-        return self._get(image_path(ref), ImageView)
+        return self.get(image_path(ref), ImageView)
 
     def known_images(self) -> list[KnownImage]:
-        return self._get("/v1/images-known", list[KnownImage])
+        return self.get("/v1/images-known", list[KnownImage])
 
     def build_image(self, name: str, *, rebuild: bool = False) -> Job:
-        return self._write("POST", "/v1/images", BuildImageRequest(name=name, rebuild=rebuild))
+        return self.write("POST", "/v1/images", BuildImageRequest(name=name, rebuild=rebuild))
 
     def import_image(self, request: ImportImageRequest) -> Job:
         """Make an image of an upload, which is gone afterwards."""
-        return self._write("POST", "/v1/images-import", request)
+        return self.write("POST", "/v1/images-import", request)
 
     def remove_image(self, ref: str) -> Job:
-        return self._write("DELETE", image_path(ref), None)
+        return self.write("DELETE", image_path(ref), None)
 
     # --- Networks ---
 
     def networks(self) -> list[NetworkView]:
-        return self._get("/v1/networks", list[NetworkView])
+        return self.get("/v1/networks", list[NetworkView])
 
     def network(self, ref: str) -> NetworkView:
-        return self._get(network_path(ref), NetworkView)
+        return self.get(network_path(ref), NetworkView)
 
     def create_network(self, request: NetworkRequest) -> Job:
-        return self._write("POST", "/v1/networks", request)
+        return self.write("POST", "/v1/networks", request)
 
     def change_network(self, ref: str, change: NetworkChange) -> Job:
-        return self._write("PATCH", network_path(ref), change)
+        return self.write("PATCH", network_path(ref), change)
 
     def remove_network(self, ref: str) -> Job:
-        return self._write("DELETE", network_path(ref), None)
+        return self.write("DELETE", network_path(ref), None)
 
     # --- Files that are sent ---
 
     def create_upload(self, size: int) -> Upload:
         """A file of `size` bytes, all zeroes until they are sent."""
         body = encode(UploadRequest(size=size))
-        return _decode(self.transport.request("POST", "/v1/uploads", body), Upload)
+        return decoded(self.transport.request("POST", "/v1/uploads", body), Upload)
 
     def write_upload(
         self, upload: str, offset: int, pieces: Iterable[bytes], length: int
     ) -> Upload:
         """Send `length` bytes that begin at `offset` of the file."""
         target = f"{upload_path(upload)}?offset={offset}"
-        return _decode(self.transport.send("PUT", target, pieces, length), Upload)
+        return decoded(self.transport.send("PUT", target, pieces, length), Upload)
 
     def discard_upload(self, upload: str) -> None:
         self.transport.request("DELETE", upload_path(upload))
@@ -305,14 +305,14 @@ class House:
             query["active"] = "true"
         if guest:
             query["guest"] = guest
-        return self._get(f"/v1/jobs?{urlencode(query)}", list[Job])
+        return self.get(f"/v1/jobs?{urlencode(query)}", list[Job])
 
     def job(self, ref: str) -> Job:
-        return self._get(job_path(ref), Job)
+        return self.get(job_path(ref), Job)
 
     def cancel(self, ref: str) -> Job:
         """Ask a job to stop and undo what it did. :raise Conflict: it may not be cancelled."""
-        return self._write("POST", job_path(ref, "cancel"), EmptyRequest())
+        return self.write("POST", job_path(ref, "cancel"), EmptyRequest())
 
     def job_log(self, ref: str) -> str:
         return self.transport.request("GET", job_path(ref, "log")).body.decode(errors="replace")
@@ -323,12 +323,14 @@ class House:
         """The JSON that a GET answers, as it is: for programs that read our output."""
         return self.transport.request("GET", target).json()
 
-    def _get(self, target: str, kind: type[T]) -> T:
-        return _decode(self.transport.request("GET", target), kind)
+    def get(self, target: str, kind: type[T]) -> T:
+        """What a GET answers."""
+        return decoded(self.transport.request("GET", target), kind)
 
-    def _write(self, method: str, target: str, body: Noun | dict[str, Any] | None) -> Job:
+    def write(self, method: str, target: str, body: Noun | dict[str, Any] | None) -> Job:
+        """The job that a change becomes."""
         data = None if body is None else encode(body)
-        return _decode(self.transport.request(method, target, data), Job)
+        return decoded(self.transport.request(method, target, data), Job)
 
 
 def guest_path(ref: str, below: str = "") -> str:
@@ -367,6 +369,11 @@ def upload_path(upload: str) -> str:
     return _path("uploads", _checked(upload, "upload"), "")
 
 
+def resource_path(room: str, ref: str, what: str, below: str) -> str:
+    """As `guest_path`, of anything. :param what: it is, as in the commands about it."""
+    return _path(room, _checked(ref, what), below)
+
+
 def _path(room: str, ref: str, below: str) -> str:
     path = f"/v1/{room}/{quote(ref, safe='')}"
     return f"{path}/{below}" if below else path
@@ -383,7 +390,8 @@ def _checked(ref: str, what: str, *, slashes: bool = False) -> str:
     return ref
 
 
-def _decode(response: Response, kind: type[T]) -> T:
+def decoded(response: Response, kind: type[T]) -> T:
+    """The body of an answer. :raise Internal: it is none that we know."""
     try:
         return decode_strict(response.body, kind, what="daemon's answer")
     except GuesthouseError as error:

@@ -119,19 +119,19 @@ class FirewallView(Noun, kw_only=True, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-class GroupRequest(Noun, kw_only=True, frozen=True):
+class SecurityGroupRequest(Noun, kw_only=True, frozen=True):
     """A security group that is to be made, without rules."""
 
     name: Ref
     note: Note = ""
 
 
-class GroupChange(Noun, kw_only=True, frozen=True):
+class SecurityGroupChange(Noun, kw_only=True, frozen=True):
     name: Ref | None = None
     note: Note | None = None
 
 
-class GroupView(Noun, kw_only=True, frozen=True):
+class SecurityGroupView(Noun, kw_only=True, frozen=True):
     """A security group. :ivar members: `guest web`, `network lan`: who is in it.
 
     :ivar named_by: whose rules name it as a source or destination.
@@ -146,7 +146,7 @@ class GroupView(Noun, kw_only=True, frozen=True):
     created_at: float
 
 
-class SetRequest(Noun, kw_only=True, frozen=True):
+class AddressSetRequest(Noun, kw_only=True, frozen=True):
     """Addresses and networks under one name. :ivar entries: CIDRs of either version."""
 
     name: Ref
@@ -154,7 +154,7 @@ class SetRequest(Noun, kw_only=True, frozen=True):
     note: Note = ""
 
 
-class SetChange(Noun, kw_only=True, frozen=True):
+class AddressSetChange(Noun, kw_only=True, frozen=True):
     """:ivar add: CIDRs; those that are there already stay. :ivar remove: likewise."""
 
     name: Ref | None = None
@@ -163,7 +163,7 @@ class SetChange(Noun, kw_only=True, frozen=True):
     remove: Annotated[tuple[End, ...], Meta(max_length=4096)] = ()
 
 
-class SetView(Noun, kw_only=True, frozen=True):
+class AddressSetView(Noun, kw_only=True, frozen=True):
     """:ivar named_by: whose rules name it."""
 
     id: str
@@ -191,12 +191,14 @@ class PacketView(Noun, kw_only=True, frozen=True):
     """What would become of it.
 
     :ivar rule: key of what decides, as in counters and logs. :ivar reason: one sentence.
-    :ivar passed: keys of what lets it through before that.
+    :ivar label: the same with names instead of ids.
+    :ivar passed: labels of what lets it through before that.
     :ivar source: its address. :ivar destination: likewise, and the port behind it.
     """
 
     action: Action
     rule: str
+    label: str
     reason: str
     passed: tuple[str, ...] = ()
     source: str
@@ -205,9 +207,13 @@ class PacketView(Noun, kw_only=True, frozen=True):
 
 
 class CounterView(Noun, kw_only=True, frozen=True):
-    """:ivar rule: key of what decided. :ivar reason: one sentence about it."""
+    """:ivar rule: key of what decided. :ivar label: the same with names instead of ids.
+
+    :ivar reason: one sentence about it.
+    """
 
     rule: str
+    label: str
     reason: str
     packets: int
     bytes: int

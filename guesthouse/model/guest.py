@@ -9,6 +9,7 @@ import msgspec
 from guesthouse.errors import InvalidInput
 from guesthouse.model.device import Disk, Nic, check_publish, numbered
 from guesthouse.model.document import Document, Noun
+from guesthouse.model.firewall import Firewall, check_firewall
 from guesthouse.model.image import Seed
 from guesthouse.model.impairment import check_nic_impairment
 from guesthouse.model.names import check_name
@@ -108,6 +109,7 @@ class GuestSpec(Noun, kw_only=True, frozen=True):
     ssh_port: bool = True
     keys: tuple[str, ...] = ()
     shares: tuple[Share, ...] = ()
+    firewall: Firewall = Firewall()
 
     def __post_init__(self) -> None:
         if any(nic.index < 0 for nic in self.nics):
@@ -240,6 +242,7 @@ def check_spec(spec: GuestSpec) -> None:
     check_name(spec.user, field="user")
     _check_host_life(spec)
     check_shares(spec.shares)
+    check_firewall(spec.firewall)
     for index, nic in enumerate(spec.nics):
         check_nic_impairment(nic.impairment, field=f"nics[{index}].impairment")
         for port in nic.ports:

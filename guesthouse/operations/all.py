@@ -9,6 +9,15 @@ from guesthouse.jobs.registry import Registry
 from guesthouse.operations.creation import Launch
 from guesthouse.operations.deletion import DeleteGuest
 from guesthouse.operations.editing import PublishPort, Rename, SetGuest, UnpublishPort
+from guesthouse.operations.firewall_jobs import ChangeGuestFirewall, ChangeNetworkFirewall
+from guesthouse.operations.firewall_lists import (
+    ChangeGroup,
+    ChangeSet,
+    CreateGroup,
+    CreateSet,
+    RemoveGroup,
+    RemoveSet,
+)
 from guesthouse.operations.hosting import StartGuests, StopGuests
 from guesthouse.operations.impairing import ImpairNic
 from guesthouse.operations.lifecycle import (
@@ -56,11 +65,22 @@ def all_operations(rooms: Rooms, cache: BuildCache) -> Registry:
         SetNic,
         RemoveNic,
         ImpairNic,
+        ChangeGuestFirewall,
     ):
         registry.register(kind(rooms))
-    registry.register(CreateNetwork(rooms))
-    registry.register(ChangeNetwork(rooms))
-    registry.register(RemoveNetwork(rooms))
+    for other in (
+        CreateNetwork,
+        ChangeNetwork,
+        RemoveNetwork,
+        ChangeNetworkFirewall,
+        CreateGroup,
+        ChangeGroup,
+        RemoveGroup,
+        CreateSet,
+        ChangeSet,
+        RemoveSet,
+    ):
+        registry.register(other(rooms))
     registry.register(StartGuests(rooms))
     registry.register(StopGuests(rooms))
     registry.register(BuildImage(rooms.catalogue, cache, mirrors=lambda: rooms.settings.mirrors))

@@ -12,8 +12,10 @@ import msgspec
 from guesthouse.errors import Conflict
 from guesthouse.guestos.keys import delete_key
 from guesthouse.jobs.context import JobContext
+from guesthouse.model.firewall import EndpointKind
 from guesthouse.model.guest import Guest
 from guesthouse.model.states import LIVE, GuestState, require_state
+from guesthouse.operations.firewall_names import log_naming
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams, StopParams, stop_guest
 from guesthouse.operations.rooms import Rooms
 from guesthouse.operations.running import end_status, with_state
@@ -103,6 +105,7 @@ async def delete_for_good(rooms: Rooms, ctx: JobContext, guest_id: str) -> None:
             guest_id, lambda g: with_state(g, S.DELETING, "user", "being removed")
         )
     await remove_guest(rooms, guest_id, [volume for volume in ids["volumes"].split(",") if volume])
+    log_naming(ctx, rooms.view, EndpointKind.GUEST, guest_id)
 
 
 async def _call_off(rooms: Rooms, guest_id: str) -> None:

@@ -67,6 +67,7 @@ from guesthouse.operations.editing import (
     SetParams,
     UnpublishParams,
 )
+from guesthouse.operations.firewall_house import FirewallHouse
 from guesthouse.operations.hosting import HOST_LOCK, StartGuests, StopGuestsParams
 from guesthouse.operations.joining import networks_of
 from guesthouse.operations.lifecycle import (
@@ -134,6 +135,10 @@ class House:
     @cached_property
     def traffic(self) -> TrafficHouse:
         return TrafficHouse(self.rooms, self.jobs)
+
+    @property
+    def firewall(self) -> FirewallHouse:
+        return FirewallHouse(rooms=self.rooms, jobs=self.jobs)
 
     def info(self) -> HouseInfo:
         return msgspec.structs.replace(

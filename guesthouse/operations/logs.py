@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,11 +29,12 @@ async def read_log(
         return _house(rooms, jobs, guest, tail, follow)
     name = SERIAL_LOG if source is LogSource.SERIAL else ENGINE_LOG
     path = rooms.folders.guest_state(guest.id) / name
-    return _file(path, tail, follow)
+    return read_file(path, tail, follow)
 
 
-async def _file(path: Path, tail: int, follow: bool) -> AsyncIterator[bytes]:
-    """A log that may be rotated under us: a new file of that name is read from its start."""
+async def read_file(path: Path, tail: int, follow: bool) -> AsyncGenerator[bytes, None]:
+    """Pieces, as of `read_log`, of a log that may be rotated under us: a new file of that name is
+    read from its start."""
     fd = await asyncio.to_thread(_open_tail, path, tail)
     try:
         while True:

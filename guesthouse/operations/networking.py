@@ -19,6 +19,7 @@ from guesthouse.errors import (
 from guesthouse.jobs.context import JobContext
 from guesthouse.jobs.registry import Operation
 from guesthouse.model.document import Noun
+from guesthouse.model.firewall import EndpointKind
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
 from guesthouse.model.names import check_name
@@ -31,6 +32,7 @@ from guesthouse.model.network import (
     default_range,
 )
 from guesthouse.model.networking import BUILTIN, DEFAULT, NetworkChange, NetworkRequest
+from guesthouse.operations.firewall_names import log_naming
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.contract import ABSENT, Op
 from guesthouse.store.documents import NETWORKS
@@ -153,6 +155,7 @@ class RemoveNetwork(Operation[RemoveNetworkParams]):
             await rooms.refresh_networks()
         except GuesthouseError as error:  # nobody was on it, so hardly anything can be left
             ctx.log(f"the house's network: {error}")
+        log_naming(ctx, rooms.view, EndpointKind.NETWORK, params.network)
 
 
 def refuse_used(network: Network, guests: Iterable[Guest]) -> None:

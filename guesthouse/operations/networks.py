@@ -13,7 +13,7 @@ from guesthouse.errors import GuesthouseError, InvalidInput
 from guesthouse.host.namespace.holder import Member
 from guesthouse.host.process import boot_id, is_alive
 from guesthouse.model.device import Nic
-from guesthouse.model.firewall import AddressSet, SecurityGroup
+from guesthouse.model.firewall import Action, AddressSet, Rule, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
 from guesthouse.model.network import Lease, Network
@@ -51,7 +51,13 @@ class StoreRecords:
         return tuple(self._view.networks.values())
 
     def groups(self) -> Sequence[SecurityGroup]:
-        return tuple(self._view.groups.values())
+        """For one whose document cannot be read stands one that lets nothing new in: what it would
+        have kept out is not known."""
+        known = self._view.groups
+        firewalls = [network.firewall for network in self._view.networks.values()]
+        firewalls += [guest.spec.firewall for guest in self._view.guests.values()]
+        named = dict.fromkeys(group for firewall in firewalls for group in firewall.groups)
+        return (*known.values(), *(_shut(group) for group in named if group not in known))
 
     def sets(self) -> Sequence[AddressSet]:
         return tuple(self._view.sets.values())
@@ -128,9 +134,15 @@ def _seat(guest: Guest, nic: Nic, lease: Lease) -> Seat:
         mac=nic.mac,
         network=lease.network,
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
+        firewall=guest.spec.firewall,
         ports=nic.ports,
         impairment=nic.impairment,
     )
+
+
+def _shut(group: str) -> SecurityGroup:
+    nobody = Rule(name="unreadable", action=Action.DROP)
+    return SecurityGroup(id=group, name=group.lower(), rules=(nobody,), created_at=0.0)
 
 
 async def open_network(network: HouseNetwork, records: StoreRecords, view: View) -> None:

@@ -16,6 +16,7 @@ from guesthouse.model.host import HostFacts
 from guesthouse.model.network import Network
 from guesthouse.network.house.hostside import routes
 from guesthouse.operations.clashing import Clashes
+from guesthouse.operations.kernel_rules import KernelRules
 from guesthouse.operations.live import LiveGuests
 from guesthouse.operations.traffic import NoTraffic, Traffic
 from guesthouse.storage.pool import DirectoryPool
@@ -47,6 +48,7 @@ class Rooms:
     :ivar refresh_networks: bring about what the changed documents of networks say.
     :ivar recover_networks: the same after a recovery: guests that run have their cards again.
     :ivar traffic: what can be done with the packets of guests' cards.
+    :ivar rules: those of firewalls, as the kernel has them.
     :ivar host_routes: CIDRs that subnets of networks must not be in.
     :ivar networks_change: held while networks come and go, or guests come to be on them: so that
         no two have one subnet, and none goes that a guest is on.
@@ -67,6 +69,7 @@ class Rooms:
     refresh_networks: Callable[[], Awaitable[None]] = nothing
     recover_networks: Callable[[], Awaitable[None]] = nothing
     traffic: Traffic = field(default_factory=NoTraffic)
+    rules: KernelRules = field(default_factory=KernelRules)
     host_routes: Callable[[], Awaitable[Sequence[str]]] = routes
     networks_change: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: LiveGuests = field(default_factory=LiveGuests)

@@ -108,7 +108,7 @@ class CollectionKind(Generic[D]):
         if conflict.detail.get("key") != self.name_key(name):
             return conflict
         return NameTaken(
-            f"There is already {article(self.noun)} named {name!r}.",
+            f"There is already {article(self.noun.replace('-', ' '))} named {name!r}.",
             hint="Choose another name, or rename or remove that one.",
             name=name,
         )
@@ -204,6 +204,14 @@ class Documents:
         self.sets = Collection(SETS, store)
 
 
+_COMMANDS = {
+    "guest": "guest ls",
+    "volume": "guest disk ls",
+    "security-group": "guest firewall group ls",
+    "address-set": "guest firewall set ls",
+}
+
+
 def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
@@ -211,6 +219,6 @@ def article(noun: str) -> str:
 def unknown(noun: str, ref: str, *, hint: str = "", **detail: object) -> GuesthouseError:
     """The `NotFound` of a noun."""
     kind = UnknownImage if noun == "image" else NotFound
-    command = {"guest": "guest ls", "volume": "guest disk ls"}.get(noun, f"guest {noun} ls")
+    command = _COMMANDS.get(noun, f"guest {noun} ls")
     hint = f"{hint} See what there is: {command}".strip()
-    return kind(f"There is no {noun} {ref!r}.", hint=hint, **detail)
+    return kind(f"There is no {noun.replace('-', ' ')} {ref!r}.", hint=hint, **detail)

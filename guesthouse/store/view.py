@@ -211,6 +211,12 @@ class View:
     def network(self, ref: str) -> Network:
         return resolve(self._shelf.networks, ref)
 
+    def group(self, ref: str) -> SecurityGroup:
+        return resolve(self._shelf.groups, ref)
+
+    def address_set(self, ref: str) -> AddressSet:
+        return resolve(self._shelf.sets, ref)
+
     def job(self, ref: str) -> Job:
         return resolve(self._shelf.jobs, ref)
 

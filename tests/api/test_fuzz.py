@@ -24,6 +24,7 @@ from schemathesis.checks import positive_data_acceptance
 from guesthouse.api.app import build_app
 from guesthouse.api.openapi import document
 from guesthouse.api.server import ApiServer
+from guesthouse.model.firewalling import AddressSetRequest, SecurityGroupRequest
 from guesthouse.model.networking import NetworkRequest
 from guesthouse.model.reports import DeleteRequest
 from tests.api.api_house import ApiHouse, open_house
@@ -85,6 +86,10 @@ class Background:
         made = await house.create_network(NetworkRequest(name="lan"), "test")
         network = (await house.ended(made)).target.removeprefix("networks/")
         wired = await house.guest("wired", networks=("lan",))
+        made = await house.firewall.create_group(SecurityGroupRequest(name="ssh"), "test")
+        group = (await house.ended(made)).target.removeprefix("security-groups/")
+        made = await house.firewall.create_set(AddressSetRequest(name="office"), "test")
+        addresses = (await house.ended(made)).target.removeprefix("address-sets/")
         self.known = {
             "guests": guest.id,
             "images": "micro",
@@ -92,6 +97,8 @@ class Background:
             "trash": gone.id,
             "networks": network,
             "wired": wired.id,
+            "security-groups": group,
+            "address-sets": addresses,
         }
         listener = socket.create_server(("127.0.0.1", 0))
         server = ApiServer(house, listener, grace=1)

@@ -68,6 +68,19 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         PUT /v1/uploads/{upload} | DELETE /v1/uploads/{upload}
         GET /v1/networks | POST /v1/networks | GET /v1/networks/{ref} | PATCH /v1/networks/{ref}
         DELETE /v1/networks/{ref}
+        GET /v1/guests/{ref}/firewall | PATCH /v1/guests/{ref}/firewall
+        POST /v1/guests/{ref}/firewall/test | POST /v1/guests/{ref}/firewall/rules
+        PUT /v1/guests/{ref}/firewall/rules/{rule} | DELETE /v1/guests/{ref}/firewall/rules/{rule}
+        GET /v1/networks/{ref}/firewall | PATCH /v1/networks/{ref}/firewall
+        POST /v1/networks/{ref}/firewall/rules | PUT /v1/networks/{ref}/firewall/rules/{rule}
+        DELETE /v1/networks/{ref}/firewall/rules/{rule}
+        GET /v1/firewall/counters | GET /v1/firewall/log
+        GET /v1/security-groups | POST /v1/security-groups | GET /v1/security-groups/{ref}
+        PATCH /v1/security-groups/{ref} | DELETE /v1/security-groups/{ref}
+        POST /v1/security-groups/{ref}/rules | PUT /v1/security-groups/{ref}/rules/{rule}
+        DELETE /v1/security-groups/{ref}/rules/{rule}
+        GET /v1/address-sets | POST /v1/address-sets | GET /v1/address-sets/{ref}
+        PATCH /v1/address-sets/{ref} | DELETE /v1/address-sets/{ref}
     """
     wanted = {line.strip() for line in expected.replace("\n", "|").split("|") if line.strip()}
     assert {f"{m.upper()} {path}" for path, m, _ in _operations(described)} == wanted

@@ -29,7 +29,16 @@ from guesthouse.model.reports import LaunchRequest
 from guesthouse.model.states import LIVE
 from guesthouse.storage import qemu_img
 from guesthouse.storage.pool import DirectoryPool
-from guesthouse.store.documents import GUESTS, IMAGES, JOBS, NETWORKS, VOLUMES, Documents
+from guesthouse.store.documents import (
+    GROUPS,
+    GUESTS,
+    IMAGES,
+    JOBS,
+    NETWORKS,
+    SETS,
+    VOLUMES,
+    Documents,
+)
 from guesthouse.store.sqlite import SqliteStore
 from guesthouse.store.view import View
 from tests.crash.crashing_daemon import FILLER, engines, kill_all
@@ -212,6 +221,10 @@ class CrashHouse(House):
                     now.images[rest] = IMAGES.decode(key, value)
                 case "networks":
                     now.networks[rest] = NETWORKS.decode(key, value)
+                case "security-groups":
+                    now.groups[rest] = GROUPS.decode(key, value)
+                case "address-sets":
+                    now.sets[rest] = SETS.decode(key, value)
                 case "jobs":
                     now.jobs[rest] = JOBS.decode(key, value)
                 case "names":

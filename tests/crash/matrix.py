@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobState
@@ -113,6 +114,8 @@ class Snapshot:
     volumes: dict[str, Volume] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
     networks: dict[str, Network] = field(default_factory=dict)
+    groups: dict[str, SecurityGroup] = field(default_factory=dict)
+    sets: dict[str, AddressSet] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     numbers: dict[int, str] = field(default_factory=dict)
@@ -185,6 +188,8 @@ def _indexes(now: Snapshot) -> Iterator[str]:
         key = f"images/{image.name}"
         newest[key] = max(image.id, newest.get(key, ""))
     newest |= {f"networks/{network.name}": network.id for network in now.networks.values()}
+    newest |= {f"security-groups/{group.name}": group.id for group in now.groups.values()}
+    newest |= {f"address-sets/{one.name}": one.id for one in now.sets.values()}
     if now.names != names | newest:
         yield f"index of names {now.names}, documents {names | newest}"
     numbers = {guest.number: guest.id for guest in now.guests.values()}
@@ -222,6 +227,8 @@ def _copies(now: Snapshot) -> Iterator[str]:
         ("volumes", now.volumes),
         ("images", now.images),
         ("networks", now.networks),
+        ("security-groups", now.groups),
+        ("address-sets", now.sets),
     ):
         copies = now.copies.get(kind, {})
         if copies.keys() != documents.keys():

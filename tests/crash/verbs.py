@@ -35,6 +35,7 @@ from tests.crash.claims import (
     unchanged,
     was_set,
 )
+from tests.crash.firewall_verbs import FIREWALL_VERBS
 from tests.crash.impair_verbs import IMPAIR_VERBS
 from tests.crash.network_verbs import NETWORK_VERBS
 from tests.crash.nic_verbs import NIC_VERBS
@@ -212,6 +213,7 @@ VERBS: dict[str, Verb] = {
         has_micro,
     ),
     **NETWORK_VERBS,
+    **FIREWALL_VERBS,
     **SHARE_VERBS,
     **NIC_VERBS,
     **IMPAIR_VERBS,

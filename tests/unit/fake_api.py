@@ -37,6 +37,7 @@ from guesthouse.model.reports import (
 )
 from guesthouse.model.sharing import ShareState, ShareView
 
+from .fake_api_firewall import route_firewall
 from .fake_api_nics import route_nics
 from .fake_streams import ServerLink, run_command, serve_console
 
@@ -123,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _any
 
     def _route(self, parts: list[str], query: dict[str, str], body: Any) -> None:
-        if route_nics(self, parts, query, body):
+        if route_nics(self, parts, query, body) or route_firewall(self, parts, query, body):
             return
         for route in (
             self._route_house,

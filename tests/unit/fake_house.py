@@ -32,6 +32,7 @@ from guesthouse.model.states import GuestState
 from guesthouse.model.usage import DiskUsage, GuestUsage, ProcessUsage
 
 from .fake_api import ApiServer
+from .fake_api_firewall import FakeFirewalls
 
 
 def make_guest(name: str, state: GuestState = GuestState.RUNNING, **spec: Any) -> Guest:
@@ -76,6 +77,7 @@ class FakeHouse:
         self.images: list[Image] = []
         self.networks: dict[str, Network] = {}
         self.clashes: dict[str, tuple[str, ...]] = {}
+        self.fire = FakeFirewalls()
         self.uploads: dict[str, bytearray] = {}
         self.room = 1 << 40
         self.trash: list[Guest] = []

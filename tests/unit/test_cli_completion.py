@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guesthouse.model.firewall import Firewall, Rule
 from guesthouse.model.image import Image
 from guesthouse.model.states import GuestState
 
@@ -36,6 +37,12 @@ LINES = [
     ("guest top d", "guest top db"),
     ("guest network info la", "guest network info lan"),
     ("guest launch --network la", "guest launch --network lan"),
+    ("guest firewall add we", "guest firewall add web"),
+    ("guest firewall add web all", "guest firewall add web allow"),
+    ("guest firewall add web allow in tc", "guest firewall add web allow in tcp"),
+    ("guest firewall rm web no-s", "guest firewall rm web no-ssh"),
+    ("guest firewall group join ss", "guest firewall group join ssh"),
+    ("guest firewall set add off", "guest firewall set add office"),
     ("guest nic add web --network la", "guest nic add web --network lan"),
     ("guest nic rm d", "guest nic rm db"),
     ("guest nic set web 0 net", "guest nic set web 0 network="),
@@ -49,6 +56,9 @@ def guest(
     for room in make_room(tmp_path, monkeypatch, capfd):
         room.house.add("db", GuestState.STOPPED)
         room.house.add_network("lan")
+        room.house.fire.groups["ssh"] = ()
+        room.house.fire.sets["office"] = ()
+        room.house.fire.firewalls["guests/web"] = Firewall(rules=(Rule(name="no-ssh"),))
         room.house.images = [
             Image(id="I", name="debian/12", digest="d" * 64, size=1, created_at=0.0)
         ]

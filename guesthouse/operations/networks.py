@@ -16,7 +16,7 @@ from guesthouse.model.device import Nic
 from guesthouse.model.firewall import AddressSet, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
-from guesthouse.model.network import Lease, Network, free_address4, free_address6
+from guesthouse.model.network import Lease, Network, NetworkKind, free_address4, free_address6
 from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.network.house.seats import Seat
 from guesthouse.store.contract import ABSENT
@@ -65,12 +65,12 @@ class StoreRecords:
             )
         async with self._one_at_a_time:
             lease = await self._lease(found.id, nic, index, network)
-        return _seat(found, nic, index, lease)
+        return _seat(found, nic, index, lease, network)
 
     def seats(self, guests: Iterable[Guest]) -> list[Seat]:
         """Of those cards of these guests that were attached before."""
         return [
-            _seat(guest, nic, index, lease)
+            _seat(guest, nic, index, lease, self._view.networks.get(lease.network))
             for guest in guests
             for index, nic in enumerate(guest.spec.nics)
             if (lease := self._known(guest.id, index)) is not None and lease.network == nic.network
@@ -130,7 +130,7 @@ def _free6(network: Network, others: Sequence[Lease]) -> str:
     return free_address6(network, taken) if network.subnet6 else ""
 
 
-def _seat(guest: Guest, nic: Nic, index: int, lease: Lease) -> Seat:
+def _seat(guest: Guest, nic: Nic, index: int, lease: Lease, network: Network | None) -> Seat:
     return Seat(
         guest=guest.id,
         index=index,
@@ -139,6 +139,7 @@ def _seat(guest: Guest, nic: Nic, index: int, lease: Lease) -> Seat:
         mac=nic.mac,
         network=lease.network,
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
+        any_address=network is not None and network.kind is NetworkKind.BRIDGED,
         ports=nic.ports,
     )
 

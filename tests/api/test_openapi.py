@@ -66,7 +66,7 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         POST /v1/images-import | POST /v1/uploads | GET /v1/uploads/{upload}
         PUT /v1/uploads/{upload} | DELETE /v1/uploads/{upload}
         GET /v1/networks | POST /v1/networks | GET /v1/networks/{ref} | PATCH /v1/networks/{ref}
-        DELETE /v1/networks/{ref}
+        DELETE /v1/networks/{ref} | POST /v1/networks/{ref}/confirm
     """
     wanted = {line.strip() for line in expected.replace("\n", "|").split("|") if line.strip()}
     assert {f"{m.upper()} {path}" for path, m, _ in _operations(described)} == wanted

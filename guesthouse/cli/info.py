@@ -16,7 +16,8 @@ from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
-from guesthouse.model.networking import BUILTIN
+from guesthouse.model.network import NetworkKind
+from guesthouse.model.networking import BUILTIN, NetworkView
 from guesthouse.model.reports import GuestView
 from guesthouse.model.states import GuestState
 from guesthouse.model.units import format_size
@@ -85,16 +86,16 @@ def _usage(house: House, guest: GuestView) -> GuestUsage | None:
         return None
 
 
-def _networks(house: House, guest: GuestView) -> dict[str, str]:
-    """Names of the networks that its cards are on, by id."""
+def _networks(house: House, guest: GuestView) -> dict[str, NetworkView]:
+    """The networks that its cards are on, by id."""
     if all(nic.network == BUILTIN for nic in guest.spec.nics):
         return {}
     try:
-        names = {one.id: one.name for one in house.networks()}
+        known = {one.id: one for one in house.networks()}
     except GuesthouseError:
         return {}
     mine = dict.fromkeys(nic.network for nic in guest.spec.nics)
-    return {id: names[id] for id in mine if id in names}
+    return {id: known[id] for id in mine if id in known}
 
 
 def _state(guest: GuestView) -> Rows:
@@ -132,15 +133,14 @@ def _readiness(guest: GuestView) -> Rows:
     return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
 
 
-def _reach(guest: GuestView, names: dict[str, str]) -> Rows:
+def _reach(guest: GuestView, networks: dict[str, NetworkView]) -> Rows:
     """How to get into it, and what leads into it."""
     rows = [_next(guest)]
     published = [port for nic in guest.spec.nics for port in nic.ports]
     builtin = any(nic.network == BUILTIN for nic in guest.spec.nics)
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
-        where = "in a network of its own" if builtin else f"on network {', '.join(names.values())}"
-        inside = f" ({where}; 'guest publish' leads into it)" if builtin or names else ""
+        inside = _where(networks, builtin=builtin) if builtin or networks else ""
         addresses = " ".join(guest.addresses)
         rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
     for at, port in enumerate(published):
@@ -198,7 +198,15 @@ def _short(size: int) -> str:
     return format_size(size if size < 1 << 20 else size >> 20 << 20)
 
 
-def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
+def _where(networks: dict[str, NetworkView], *, builtin: bool) -> str:
+    named = ", ".join(one.name for one in networks.values())
+    if not builtin and all(one.kind is NetworkKind.BRIDGED for one in networks.values()):
+        return f" (on network {named}, where all reach it)"
+    where = "in a network of its own" if builtin else f"on network {named}"
+    return f" ({where}; 'guest publish' leads into it)"
+
+
+def _engine(guest: GuestView, networks: dict[str, NetworkView]) -> Rows:
     spec, launch = guest.spec, guest.launch
     rows: Rows = []
     if launch is not None and guest.status.pid is not None:
@@ -213,7 +221,9 @@ def _engine(guest: GuestView, names: dict[str, str]) -> Rows:
     else:
         machine = f"{spec.machine}, " if spec.machine else ""
         rows.append(("Machine", f"{machine}{spec.firmware.value}"))
-    rows += [("Network", f"{names.get(n.network, n.network)}, {n.mac}") for n in spec.nics]
+    for nic in spec.nics:
+        known = networks.get(nic.network)
+        rows.append(("Network", f"{known.name if known else nic.network}, {nic.mac}"))
     return rows
 
 

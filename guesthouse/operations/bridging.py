@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from guesthouse.errors import Conflict, InvalidInput
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.bridging import check_bridged
-from guesthouse.model.network import Network, NetworkKind, check_network
+from guesthouse.model.network import Lease, Network, NetworkKind, check_network
 from guesthouse.model.networking import NetworkChange, NetworkRequest
 from guesthouse.network.bridged.forwarding import forward_trouble
 from guesthouse.network.bridged.moves import CONFIRM_SECONDS
@@ -113,3 +115,21 @@ async def bring_up(rooms: Rooms, ctx: JobContext, network: Network) -> None:
     trouble = await forward_trouble(bridged=True)
     if trouble:
         ctx.log(trouble)
+
+
+def learned(rooms: Rooms, network: Network) -> list[Lease]:
+    """Leases with the addresses that guests say they have: the network outside gives them out.
+
+    A guest with several cards does not say which is which.
+    """
+    found = []
+    for lease in rooms.view.leases.values():
+        live, guest = rooms.live.get(lease.guest), rooms.view.guests.get(lease.guest)
+        if lease.network != network.id:
+            continue
+        alone = guest is not None and len(guest.spec.nics) == 1
+        said = live.progress.addresses if live and alone else ()
+        four = next((one for one in said if ":" not in one), "")
+        six = next((one for one in said if ":" in one), "")
+        found.append(msgspec.structs.replace(lease, address4=four, address6=six))
+    return found

@@ -180,8 +180,8 @@ class PublishPort(GuestOperation[PublishParams]):
         nic = port_card(guest.spec.nics, self.rooms)
         if nic is None:
             raise InvalidInput(
-                f"Guest {guest.name!r} is on isolated networks only: nothing comes in from "
-                "outside.",
+                f"No card of guest {guest.name!r} can have ports: all are on isolated or bridged "
+                "networks.",
                 hint="Launch it with a card on another network as well: --network default",
                 field="publish",
             )

@@ -37,6 +37,7 @@ from guesthouse.operations.bridging import (
     check_bridged_request,
     check_host,
     design_bridged,
+    learned,
 )
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.contract import ABSENT, Op
@@ -181,10 +182,11 @@ async def unmake_network(rooms: Rooms, network: str) -> None:
 def network_view(rooms: Rooms, network: Network) -> NetworkView:
     """From memory alone, but for a bridged one: what of the host is on its way stands in files."""
     bridged = network.kind is NetworkKind.BRIDGED
+    leases = rooms.view.leases.values()
     return NetworkView.of(
         network,
         rooms.view.guests.values(),
-        rooms.view.leases.values(),
+        learned(rooms, network) if bridged else leases,
         rooms.clashes.of(network.id),
         rooms.bridges.moves.confirm_by(network.id) if bridged else None,
     )

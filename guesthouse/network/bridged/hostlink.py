@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from guesthouse.model.document import Noun
 _FOREVER = 4294967295
 """Lifetime of an address that nobody takes away (INFINITY_LIFE_TIME, linux/if_addr.h)."""
 _SYS = Path("/sys/class/net")
+OURS = re.compile(r"gh[bpv]-[0-9a-z]{8}")
+"""Interfaces that bridged networks have on the host."""
 _CAP_NET_ADMIN = 12
 _KERNELS_OWN = frozenset({"kernel"})
 _EVERYTHING = ("0.0.0.0/0", "::/0")
@@ -53,7 +56,8 @@ async def look_at(name: str) -> HostLink:
     listed = await run(["ip", "-j", "-d", "address", "show"], env=env)
     links = {one.get("ifname"): one for one in json.loads(listed.out or b"[]")}
     if name not in links:
-        known = ", ".join(sorted(str(one) for one in links if one not in ("lo", None)))
+        others = (one for one in links if one and one != "lo" and not OURS.fullmatch(one))
+        known = ", ".join(sorted(others))
         raise NotFound(
             f"This host has no interface {name!r}.", hint=f"Its interfaces: {known or 'none'}"
         )

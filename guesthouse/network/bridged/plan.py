@@ -7,13 +7,10 @@ left, again and again.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection
 
 from guesthouse.model.document import Noun
 from guesthouse.network.bridged.hostlink import HostLink
-
-_OURS = re.compile(r"gh[bpv]-[0-9a-z]{8}")
 
 
 class Names(Noun, kw_only=True, frozen=True):
@@ -30,11 +27,6 @@ class Names(Noun, kw_only=True, frozen=True):
         """:param network: id; the random tail keeps them apart, as for `Network.bridge`."""
         tail = network[-8:].lower()
         return cls(bridge=f"ghb-{tail}", vlan=f"ghv-{tail}", port=f"ghp-{tail}", inner=f"u-{tail}")
-
-
-def is_ours(name: str) -> bool:
-    """Whether it is an interface that a bridged network has on the host."""
-    return bool(_OURS.fullmatch(name))
 
 
 class Plan(Noun, kw_only=True, frozen=True):

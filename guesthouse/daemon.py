@@ -192,6 +192,7 @@ async def run(
         rooms.live.on_found = partial(take_up_found, rooms, supervisor)
         house = make_house(rooms, jobs, keeper, probed, stop, supervised=say.supervised)
         try:
+            await rooms.bridges.moves.mend()  # first of all: the host may be cut off
             if not house.info().read_only:
                 copies.start()
                 if not shutdown_guests:

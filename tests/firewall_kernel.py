@@ -134,9 +134,9 @@ class KernelHouse:
                 lines.append(f"address add {network.gateway4}/{size} dev {name}")
             if network.subnet6:
                 lines.append(f"address add {network.gateway6}/64 dev {name} nodad")
-            if network.uplink:
-                lines += self._wire(network.uplink, f"52:67:68:fd:00:{number:02x}")
-                lines.append(f"link set {network.uplink} master {name} up")
+            if network.port:
+                lines += self._wire(network.port, f"52:67:68:fd:00:{number:02x}")
+                lines.append(f"link set {network.port} master {name} up")
         for card in ruleset.cards:
             bridge = ruleset.network_of[card.network].bridge
             lines += self._wire(card.tap, card.mac)
@@ -158,7 +158,7 @@ class KernelHouse:
         ]
         self.space.ok("ip", "-batch", "-", text="\n".join(lines) + "\n")
         stations = [(card.tap, card.mac) for card in ruleset.cards]
-        stations += [(n.uplink, self.mac(n.uplink)) for n in ruleset.networks if n.uplink]
+        stations += [(n.port, self.mac(n.port)) for n in ruleset.networks if n.port]
         for device, mac in stations:
             # A lie that gets through in a control run must not move a card for the bridge.
             self.space.ok("bridge", "link", "set", "dev", device, "learning", "off")

@@ -156,6 +156,7 @@ class TestRecords:
             mac=nic.mac,
             network=found.id,
             addresses=tuple(address for address in (four, six) if address),
+            any_address=found.kind is NetworkKind.BRIDGED,
             firewall=self.firewalls.get(hostname, Firewall()),
             ports=nic.ports,
         )

@@ -17,6 +17,7 @@ from guesthouse.errors import GuesthouseError, InvalidTransition
 from guesthouse.model.device import Link, Publish, ssh_login
 from guesthouse.model.guest import Autostart, BootPath, ShutdownAction
 from guesthouse.model.impairment import impairment_words
+from guesthouse.model.network import NetworkKind
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.nics import NicView
 from guesthouse.model.reports import GuestView
@@ -55,11 +56,10 @@ def info(name: str, as_json: bool, argv: bool) -> None:
         show(shlex.join(_argv(guest)) + "\n")
         return
     usage, cards = _usage(house, guest), _cards(house, guest)
-    networks = {one.network: one.network_name for one in cards if one.network != BUILTIN}
     rows = [
         *_state(guest),
         _BLANK,
-        *_reach(guest, networks),
+        *_reach(guest, cards),
         _BLANK,
         *_size(guest, usage),
         _BLANK,
@@ -134,15 +134,13 @@ def _readiness(guest: GuestView) -> Rows:
     return [*rows, ("", guest.readiness.hint)] if guest.readiness.hint else rows
 
 
-def _reach(guest: GuestView, names: dict[str, str]) -> Rows:
+def _reach(guest: GuestView, cards: list[NicView]) -> Rows:
     """How to get into it, and what leads into it."""
     rows = [_next(guest)]
     published = [port for nic in guest.spec.nics for port in nic.ports]
-    builtin = any(nic.network == BUILTIN for nic in guest.spec.nics)
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
-        where = "in a network of its own" if builtin else f"on network {', '.join(names.values())}"
-        inside = f" ({where}; 'guest publish' leads into it)" if builtin or names else ""
+        inside = _where(cards) if cards else ""
         addresses = " ".join(guest.addresses)
         rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
     for at, port in enumerate(published):
@@ -198,6 +196,15 @@ def _size(guest: GuestView, usage: GuestUsage | None) -> Rows:
 def _short(size: int) -> str:
     """Measured sizes are no round numbers; to a mebibyte is exact enough."""
     return format_size(size if size < 1 << 20 else size >> 20 << 20)
+
+
+def _where(cards: list[NicView]) -> str:
+    joined = [one for one in cards if one.network != BUILTIN]
+    named = ", ".join(dict.fromkeys(one.network_name for one in joined))
+    if joined and all(one.network_kind is NetworkKind.BRIDGED for one in joined):
+        return f" (on network {named}, where all reach it)"
+    where = f"on network {named}" if joined else "in a network of its own"
+    return f" ({where}; 'guest publish' leads into it)"
 
 
 def _engine(guest: GuestView) -> Rows:

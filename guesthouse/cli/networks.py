@@ -1,4 +1,4 @@
-"""`guest network ls|create|info|rm`; `set` is next door."""
+"""`guest network ls|create|info|rm`; `set` and `confirm` are next door."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 import click
 
 from guesthouse.cli import output
+from guesthouse.cli.bridging import create_bridged, network_confirm
 from guesthouse.cli.command import command, complete_networks, json_option, yes_option
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
@@ -16,6 +17,7 @@ from guesthouse.cli.remove import require_all
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
 from guesthouse.client.house import network_path
+from guesthouse.model.bridging import MAX_VLAN
 from guesthouse.model.names import check_name
 from guesthouse.model.network import DhcpRange, NetworkKind
 from guesthouse.model.networking import NetworkRequest, NetworkView
@@ -68,16 +70,19 @@ def network_ls(as_json: bool) -> None:
         ("guest network create lan", "Its guests reach each other, and the internet"),
         ("guest network create lab --kind isolated", "They reach each other and nothing else"),
         ("guest network create dmz --subnet 10.77.0.0/24 --domain dmz.internal", ""),
+        ("guest network create office --bridge-host eth0", "Guests are on the host's own network"),
     ],
 )
 @click.argument("name", metavar="NETWORK")
 @click.option(
     "--kind",
     type=click.Choice([kind.value for kind in NetworkKind]),
-    default="nat",
-    show_default=True,
-    help="How it reaches the world.",
+    help="How it reaches the world; default: nat, or bridged with --bridge-host.",
 )
+@click.option(
+    "--bridge-host", metavar="IFACE", default="", help="The network of this interface of the host."
+)
+@click.option("--vlan", type=click.IntRange(1, MAX_VLAN), help="Of that interface, tagged.")
 @click.option("--subnet", metavar="CIDR", help="IPv4; 'none' for none; default: a free one.")
 @click.option(
     "--subnet6", metavar="CIDR", help="IPv6, a /64; 'none' for none; default: a free one."
@@ -89,9 +94,12 @@ def network_ls(as_json: bool) -> None:
 @click.option(
     "--no-lan-access", is_flag=True, help="Guests may not reach this host's own networks."
 )
+@yes_option
 def network_create(
     name: str,
-    kind: str,
+    kind: str | None,
+    bridge_host: str,
+    vlan: int | None,
     subnet: str | None,
     subnet6: str | None,
     dhcp: str | None,
@@ -99,15 +107,21 @@ def network_create(
     mtu: int,
     host_access: bool,
     no_lan_access: bool,
+    yes: bool,
 ) -> None:
     """Make a network. It costs nothing until a guest starts on it.
 
     nat: guests reach the world under this host's address. isolated: they reach each other alone.
     routed: they reach the world under their own addresses, to which somebody must route.
+    bridged: they are on the network of an interface of this host, which must be said to be reached
+    still: within 30 seconds, or all is as it was (guest network confirm). At this machine that is
+    done for you; over SSH you are asked, and --yes answers.
     """
     request = NetworkRequest(
         name=check_name(name),
-        kind=NetworkKind(kind),
+        kind=NetworkKind(kind or ("bridged" if bridge_host else "nat")),
+        uplink=bridge_host,
+        vlan=vlan or 0,
         subnet4=_subnet(subnet),
         subnet6=_subnet(subnet6),
         dhcp=_range(dhcp),
@@ -117,10 +131,17 @@ def network_create(
         lan_access=not no_lan_access,
     )
     house = open_house()
-    carry_out(house, [Wish(name, partial(house.create_network, request))])
+    submit = partial(house.create_network, request)
+    if request.kind is NetworkKind.BRIDGED:
+        submit = partial(create_bridged, house, request, yes=yes)
+    carry_out(house, [Wish(name, submit)])
     made = house.network(name)
-    subnets = " and ".join(text for text in (made.subnet4, made.subnet6) if text)
-    output.result(f"Created network {made.name} ({made.kind.value}, {subnets})")
+    where = " and ".join(text for text in (made.subnet4, made.subnet6) if text) or _outside(made)
+    output.result(f"Created network {made.name} ({made.kind.value}, {where})")
+
+
+def _outside(made: NetworkView) -> str:
+    return f"{made.uplink}, VLAN {made.vlan}" if made.vlan else made.uplink
 
 
 def _subnet(text: str | None) -> str | None:
@@ -144,8 +165,7 @@ def network_info(name: str, as_json: bool) -> None:
     rows = [
         ("Name", found.name),
         ("Kind", f"{found.kind.value}: {_KINDS[found.kind]}"),
-        ("IPv4", _with_house(found.subnet4, found.own_address4)),
-        ("IPv6", _with_house(found.subnet6, found.own_address6)),
+        *_addressing(found),
     ]
     if found.dhcp is not None:
         rows.append(("Given out", f"{found.dhcp.first} to {found.dhcp.last}"))
@@ -183,6 +203,19 @@ _KINDS = {
 }
 
 
+def _addressing(found: NetworkView) -> list[tuple[str, str]]:
+    if found.kind is not NetworkKind.BRIDGED:
+        return [
+            ("IPv4", _with_house(found.subnet4, found.own_address4)),
+            ("IPv6", _with_house(found.subnet6, found.own_address6)),
+        ]
+    rows = [("Host's interface", _outside(found)), ("Addresses", "given out by that network")]
+    if found.confirm_by is not None:
+        left = max(0, round(found.confirm_by - time.time()))
+        rows.append(("Given back", f"in {left} s, without: guest network confirm {found.name}"))
+    return rows
+
+
 def _with_house(subnet: str, own: str) -> str:
     return f"{subnet}, the house is {own}" if subnet else "none"
 
@@ -194,6 +227,8 @@ def _clashes(found: NetworkView) -> str:
 def _reach(found: NetworkView) -> str:
     if found.kind is NetworkKind.ISOLATED:
         return "each other"
+    if found.kind is NetworkKind.BRIDGED:
+        return "each other, and that network"
     parts = ["each other", "the internet"]
     parts += ["this host's networks"] if found.lan_access else []
     parts += ["this host itself"] if found.host_access else []
@@ -224,5 +259,12 @@ def network_rm(names: tuple[str, ...], yes: bool) -> None:
     carry_out(house, wishes, lambda job: f"Removed network {job.target_name}")
 
 
-for _command in (network_ls, network_create, network_info, network_set, network_rm):
+for _command in (
+    network_ls,
+    network_create,
+    network_confirm,
+    network_info,
+    network_set,
+    network_rm,
+):
     network.add_command(_command)

@@ -276,6 +276,11 @@ class House:
     def change_network(self, ref: str, change: NetworkChange) -> Job:
         return self.write("PATCH", network_path(ref), change)
 
+    def confirm_network(self, ref: str) -> NetworkView:
+        """The host is still reached, so its interface stays in the bridge. :raise Conflict:"""
+        answer = self.transport.request("POST", f"{network_path(ref)}/confirm")
+        return decoded(answer, NetworkView)
+
     def remove_network(self, ref: str) -> Job:
         return self.write("DELETE", network_path(ref), None)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from guesthouse.errors import Conflict, InvalidInput
+from guesthouse.model.bridging import check_bridged
 from guesthouse.model.document import Document, Noun
 from guesthouse.model.firewall import Firewall, Subnet, check_firewall, parse_cidr
 from guesthouse.model.names import check_name
@@ -27,7 +27,6 @@ _POOLS = ("10.128.0.0/9", "172.16.0.0/12", "192.168.0.0/16", "10.0.0.0/9")
 
 # A route shorter than this is somebody's default route: a VPN splits 0.0.0.0/0 into two halves.
 _SHORTEST = {4: 8, 6: 8}
-_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ is 16 with its zero
 
 
 class NetworkKind(StrEnum):
@@ -57,7 +56,7 @@ class Network(Document, kw_only=True, frozen=True):
     :ivar dhcp: None gives no address out: each card has a fixed one.
     :ivar domain: DNS domain in which the guests find one another by name.
     :ivar mtu: bytes.
-    :ivar uplink: of `bridged` the host's interface; empty otherwise.
+    :ivar uplink: of `bridged` the host's interface; empty otherwise. `vlan`: of it; 0 for none.
     :ivar host_access: guests reach the host's own addresses without a rule.
     :ivar lan_access: guests reach the networks that the host is attached to without a rule.
     :ivar firewall: of all its guests.
@@ -71,6 +70,7 @@ class Network(Document, kw_only=True, frozen=True):
     domain: str = ""
     mtu: int = 1500
     uplink: str = ""
+    vlan: int = 0
     host_access: bool = False
     lan_access: bool = True
     firewall: Firewall = Firewall()
@@ -80,6 +80,11 @@ class Network(Document, kw_only=True, frozen=True):
     def bridge(self) -> str:
         """Name of its bridge on the kernel: the random tail of the id keeps them apart."""
         return f"br-{self.id[-8:].lower()}"
+
+    @property
+    def port(self) -> str:
+        """Of `bridged`: the port of that bridge which leads to the host's interface."""
+        return f"u-{self.id[-8:].lower()}" if self.kind is NetworkKind.BRIDGED else ""
 
     @property
     def gateway4(self) -> str:
@@ -117,7 +122,11 @@ def check_network(network: Network) -> None:
     """:raise InvalidInput: it cannot be right; `detail["field"]` says where."""
     check_name(network.name)
     if network.kind is NetworkKind.BRIDGED:
-        _check_bridged(network)
+        check_bridged(
+            network.uplink,
+            network.vlan,
+            {"subnet4": network.subnet4, "subnet6": network.subnet6, "dhcp": network.dhcp},
+        )
     else:
         _check_own(network)
     if network.domain and (len(network.domain) > 200 or network.domain.endswith(".")):
@@ -134,32 +143,12 @@ def check_network(network: Network) -> None:
     check_firewall(network.firewall)
 
 
-def _check_bridged(network: Network) -> None:
-    if not _INTERFACE.fullmatch(network.uplink):
-        raise InvalidInput(
-            f"A bridged network needs an interface of the host; {network.uplink!r} is none.",
-            hint="Name one that `ip link` shows, for example eth0.",
-            field="uplink",
-        )
-    for name, value in (
-        ("subnet4", network.subnet4),
-        ("subnet6", network.subnet6),
-        ("dhcp", network.dhcp),
-    ):
-        if value:
-            raise InvalidInput(
-                "On a bridged network the host's own network gives the addresses.",
-                hint=f"Leave {name} away.",
-                field=name,
-            )
-
-
 def _check_own(network: Network) -> None:
-    if network.uplink:
+    if network.uplink or network.vlan:
         raise InvalidInput(
             f"Only a bridged network has an interface of the host, not one of kind "
             f"{network.kind.value}.",
-            field="uplink",
+            field="uplink" if network.uplink else "vlan",
         )
     if not network.subnet4 and not network.subnet6:
         raise InvalidInput("The network has neither IPv4 nor IPv6.", field="subnet4")

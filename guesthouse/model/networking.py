@@ -7,6 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta, structs
 
+from guesthouse.model.bridging import MAX_VLAN
 from guesthouse.model.device import Nic
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
@@ -26,7 +27,10 @@ Mtu = Annotated[int, Meta(ge=576, le=65_520, description="Bytes.")]
 class NetworkRequest(Noun, kw_only=True, frozen=True):
     """A network that is to be made.
 
-    :ivar kind: `bridged` is refused: the house cannot make such networks yet.
+    :ivar kind: `bridged` is for the machine's house alone. Such a network is confirmed within 30
+        seconds, or all is as it was: `POST /v1/networks/{ref}/confirm`.
+    :ivar uplink: of `bridged` the interface of the host, whose network it is; an interface that is
+        no bridge becomes a port of one, and the host's addresses move there. `vlan`: of it.
     :ivar subnet4: CIDR; null lets the house choose one that is free on this host, an empty text
         leaves IPv4 away. `subnet6`: likewise, a /64.
     :ivar dhcp: IPv4 addresses for guests; null takes nine tenths of the subnet.
@@ -42,6 +46,8 @@ class NetworkRequest(Noun, kw_only=True, frozen=True):
     dhcp: DhcpRange | None = None
     domain: Domain = ""
     mtu: Mtu = 1500
+    uplink: Annotated[str, Meta(max_length=64)] = ""
+    vlan: Annotated[int, Meta(ge=0, le=MAX_VLAN)] = 0
     host_access: bool = False
     lan_access: bool = True
 
@@ -79,11 +85,14 @@ class NetworkView(Network, kw_only=True, frozen=True):
 
     :ivar own_address4: the house's own address there. `own_address6`: likewise.
     :ivar clashes: routes of this host, as CIDRs, that came to lead into its subnets.
+    :ivar confirm_by: when the host's interface is given back unless somebody confirms that the
+        host is still reached, in seconds since the epoch; null when there is nothing to confirm.
     """
 
     own_address4: str = ""
     own_address6: str = ""
     clashes: tuple[str, ...] = ()
+    confirm_by: float | None = None
     members: tuple[NetworkMember, ...] = ()
 
     @classmethod
@@ -93,6 +102,7 @@ class NetworkView(Network, kw_only=True, frozen=True):
         guests: Iterable[Guest] = (),
         leases: Iterable[Lease] = (),
         clashes: tuple[str, ...] = (),
+        confirm_by: float | None = None,
     ) -> NetworkView:
         """Members sorted by name, those in the trash last."""
         known = {(one.guest, one.nic): one for one in leases if one.network == network.id}
@@ -108,6 +118,7 @@ class NetworkView(Network, kw_only=True, frozen=True):
             own_address4=network.gateway4,
             own_address6=network.gateway6,
             clashes=clashes,
+            confirm_by=confirm_by,
             members=tuple(members),
         )
 

@@ -10,7 +10,7 @@ from guesthouse.errors import InvalidInput, NotFound
 from guesthouse.model.device import Link, Nic
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
-from guesthouse.model.network import Lease
+from guesthouse.model.network import Lease, Network, NetworkKind
 from guesthouse.model.networking import NetworkName
 
 AUTO = "auto"
@@ -52,23 +52,26 @@ class NicView(Nic, kw_only=True, frozen=True):
     """A card as it is now.
 
     :ivar network_name: of the network by now; its id where the network is lost.
+    :ivar network_kind: null: it is on no network of the house.
     :ivar has4: the address that it has there; empty until it was first started. `has6`: likewise.
     :ivar removable: whether it can be taken away now, without stopping the guest.
     """
 
     network_name: str
+    network_kind: NetworkKind | None = None
     has4: str = ""
     has6: str = ""
     removable: bool = True
 
     @classmethod
-    def of(cls, guest: Guest, nic: Nic, name: str, lease: Lease | None) -> NicView:
-        """:param name: the network's. :param lease: the card's, if it has one by now."""
+    def of(cls, guest: Guest, nic: Nic, network: Network | None, lease: Lease | None) -> NicView:
+        """:param network: None: it is on none. :param lease: the card's, if it has one by now."""
         known = lease if lease is not None and lease.network == nic.network else None
         fields = {field: getattr(nic, field) for field in nic.__struct_fields__}
         return cls(
             **fields,
-            network_name=name,
+            network_name=network.name if network else nic.network,
+            network_kind=network.kind if network else None,
             has4=nic.address4 or (known.address4 if known else ""),
             has6=nic.address6 or (known.address6 if known else ""),
             removable=guest.status.pid is None or nic.plug is not None,

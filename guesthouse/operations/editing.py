@@ -179,8 +179,8 @@ class PublishPort(GuestOperation[PublishParams]):
         card = port_card(guest.spec.nics, self.rooms)
         if card is None:
             raise InvalidInput(
-                f"Guest {guest.name!r} is on isolated networks only: nothing comes in from "
-                "outside.",
+                f"No card of guest {guest.name!r} can have ports: all are on isolated or bridged "
+                "networks.",
                 hint="Launch it with a card on another network as well: --network default",
                 field="publish",
             )

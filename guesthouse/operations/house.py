@@ -84,6 +84,7 @@ from guesthouse.operations.networking import (
     RemoveNetworkParams,
     check_change,
     check_request,
+    network_view,
 )
 from guesthouse.operations.nics_house import NicsHouse, requested_at_launch
 from guesthouse.operations.recovery import RecoverParams
@@ -186,8 +187,7 @@ class House:
         return ImageView.of(image, users=self.rooms.catalogue.users(image))
 
     def network_view(self, network: Network) -> NetworkView:
-        guests, leases = self.view.guests.values(), self.view.leases.values()
-        return NetworkView.of(network, guests, leases, self.rooms.clashes.of(network.id))
+        return network_view(self.rooms, network)
 
     def known_images(self) -> list[KnownImage]:
         built = {image.name for image in self.view.images.values()}
@@ -350,6 +350,11 @@ class House:
         check_change(network, change)
         params = ChangeNetworkParams(network=network.id, change=change)
         return await self._submit_network("network.set", params, network.name, requester)
+
+    async def confirm_network(self, ref: str) -> NetworkView:
+        network = self.view.network(ref)
+        self.rooms.bridges.moves.confirm(network.id)
+        return self.network_view(network)
 
     async def remove_network(self, ref: str, requester: str) -> Job:
         network = self.view.network(ref)

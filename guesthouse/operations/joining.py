@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from guesthouse.errors import GuesthouseError, HostLacks, InvalidInput, NotFound
+from guesthouse.errors import Busy, GuesthouseError, HostLacks, InvalidInput, NotFound
 from guesthouse.host.capabilities import lacking
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Nic, Publish
@@ -30,7 +30,8 @@ def networks_of(
     found = tuple(_id(rooms, name) for name in names)
     if publish and found and port_card([Nic(mac="", network=one) for one in found], rooms) is None:
         raise InvalidInput(
-            "No port can be published on an isolated network: nothing comes in from outside.",
+            "No port can be published on an isolated or bridged network: this host leads nothing "
+            "there.",
             hint="Give the guest a card on another network as well: --network default",
             field="publish",
         )
@@ -41,11 +42,10 @@ def _id(rooms: Rooms, name: str) -> str:
     if name == BUILTIN:
         return name
     network = rooms.view.network(name)
-    if network.kind is NetworkKind.BRIDGED:
-        raise InvalidInput(
-            f"Network {network.name} is bridged, which this house cannot do yet.",
-            hint="Use a network of kind nat, and publish ports.",
-            field="networks",
+    if network.kind is NetworkKind.BRIDGED and rooms.bridges.moves.confirm_by(network.id):
+        raise Busy(
+            f"Network {network.name} waits to be confirmed, and is gone if it is not.",
+            hint=f"Confirm that this host is reached: guest network confirm {network.name}",
         )
     lack = lacking(rooms.facts().capabilities, uplink=network.kind in _LEADS_OUT)
     if lack is not None:
@@ -71,9 +71,7 @@ async def chosen(rooms: Rooms, ctx: JobContext, asked: Sequence[str]) -> tuple[s
         except GuesthouseError as error:
             reason = error.message
         else:
-            if network.kind is not NetworkKind.BRIDGED:
-                return (network.id,)
-            reason = f"network {network.name} is bridged"
+            return (network.id,)
     ctx.log(f"the guest gets a network of its own, without other guests: {reason}")
     return (BUILTIN,)
 
@@ -132,10 +130,10 @@ def mac_names(networks: Sequence[str]) -> list[str]:
 
 
 def port_card(nics: Sequence[Nic], rooms: Rooms) -> Nic | None:
-    """The card that published ports lead to: the first that is not on an isolated network; None if
-    there is none."""
+    """The card that published ports lead to: the first that is not on an isolated or a bridged
+    network; None if there is none."""
     for nic in nics:
         network: Network | None = rooms.view.networks.get(nic.network)
-        if network is None or network.kind is not NetworkKind.ISOLATED:
+        if network is None or network.kind in _LEADS_OUT:
             return nic
     return None

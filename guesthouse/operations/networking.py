@@ -31,7 +31,15 @@ from guesthouse.model.network import (
     clashes,
     default_range,
 )
-from guesthouse.model.networking import BUILTIN, DEFAULT, NetworkChange, NetworkRequest
+from guesthouse.model.networking import BUILTIN, DEFAULT, NetworkChange, NetworkRequest, NetworkView
+from guesthouse.operations.bridging import (
+    bring_up,
+    check_bridged_change,
+    check_bridged_request,
+    check_host,
+    design_bridged,
+    learned,
+)
 from guesthouse.operations.firewall_names import log_naming
 from guesthouse.operations.rooms import Rooms
 from guesthouse.store.contract import ABSENT, Op
@@ -56,10 +64,18 @@ class CreateNetwork(Operation[CreateNetworkParams]):
         return (NETWORKS.key(params.network),)
 
     async def run(self, ctx: JobContext, params: CreateNetworkParams) -> dict[str, str]:
-        """:raise NameTaken: :raise Conflict: the subnet is in use on this host."""
+        """:raise NameTaken: :raise Conflict: the subnet is in use on this host, or nobody confirmed
+        a bridged network."""
+        bridged = params.wanted.kind is NetworkKind.BRIDGED
+        if bridged and not ctx.has_step("create"):
+            await check_host(self.rooms, design_bridged(params.network, params.wanted))
         await ctx.step("create")
+        if bridged:
+            ctx.undo(lambda: unmake_network(self.rooms, params.network))
         async with self.rooms.networks_change:
             made = await make_network(self.rooms, params.network, params.wanted)
+        if bridged:
+            await bring_up(self.rooms, ctx, made)
         return {"network": made.id, "name": made.name}
 
 
@@ -131,31 +147,52 @@ class RemoveNetwork(Operation[RemoveNetworkParams]):
 
     async def run(self, ctx: JobContext, params: RemoveNetworkParams) -> None:
         """:raise InUse: names the guests."""
-        rooms, documents = self.rooms, self.rooms.documents
+        rooms = self.rooms
         async with rooms.networks_change:
-            found = await documents.networks.get(params.network)
+            found = await rooms.documents.networks.get(params.network)
             if found is None and not ctx.has_step("remove"):
                 raise NotFound("The network is gone already.", hint="guest network ls")
             if found is not None:
                 refuse_used(found.doc, rooms.view.guests.values())
             await ctx.step("remove")
-            # Of cards that were on it once.
-            leases = [one for one in rooms.view.leases.values() if one.network == params.network]
-            ops: list[Op] = [documents.leases.delete_op(lease.id) for lease in leases]
-            if found is not None:
-                ops.append(documents.networks.delete_op(params.network, expect=found.revision))
-                ops.append(documents.networks.release_op(found.doc.name))
-            if ops:
-                await rooms.view.wait_for(await documents.store.commit(ops))
-            # After the documents: a lost database brings back the whole network or nothing of it.
-            for lease in leases:
-                await rooms.pool.remove_copy("leases", lease.id)
-            await rooms.pool.remove_copy("networks", params.network)
+            await unmake_network(rooms, params.network)
         try:
             await rooms.refresh_networks()
         except GuesthouseError as error:  # nobody was on it, so hardly anything can be left
             ctx.log(f"the house's network: {error}")
         log_naming(ctx, rooms.view, EndpointKind.NETWORK, params.network)
+        if found is None or found.doc.kind is NetworkKind.BRIDGED:
+            await rooms.bridges.remove(params.network)
+
+
+async def unmake_network(rooms: Rooms, network: str) -> None:
+    """Its document goes, with the leases of cards that were on it once. Idempotent."""
+    documents = rooms.documents
+    found = await documents.networks.get(network)
+    leases = [one for one in rooms.view.leases.values() if one.network == network]
+    ops: list[Op] = [documents.leases.delete_op(lease.id) for lease in leases]
+    if found is not None:
+        ops.append(documents.networks.delete_op(network, expect=found.revision))
+        ops.append(documents.networks.release_op(found.doc.name))
+    if ops:
+        await rooms.view.wait_for(await documents.store.commit(ops))
+    # After the documents: a lost database brings back the whole network or nothing of it.
+    for lease in leases:
+        await rooms.pool.remove_copy("leases", lease.id)
+    await rooms.pool.remove_copy("networks", network)
+
+
+def network_view(rooms: Rooms, network: Network) -> NetworkView:
+    """From memory alone, but for a bridged one: what of the host is on its way stands in files."""
+    bridged = network.kind is NetworkKind.BRIDGED
+    leases = rooms.view.leases.values()
+    return NetworkView.of(
+        network,
+        rooms.view.guests.values(),
+        learned(rooms, network) if bridged else leases,
+        rooms.clashes.of(network.id),
+        rooms.bridges.moves.confirm_by(network.id) if bridged else None,
+    )
 
 
 def refuse_used(network: Network, guests: Iterable[Guest]) -> None:
@@ -215,6 +252,8 @@ async def default_network(rooms: Rooms) -> Network:
 
 
 async def _designed(rooms: Rooms, network: str, wanted: NetworkRequest) -> Network:
+    if wanted.kind is NetworkKind.BRIDGED:
+        return design_bridged(network, wanted)
     taken = [*await rooms.host_routes()]
     taken += [str(one) for other in rooms.view.networks.values() for one in other.subnets]
     # The same network made again is where it was, while that is free.
@@ -238,14 +277,10 @@ async def _designed(rooms: Rooms, network: str, wanted: NetworkRequest) -> Netwo
 
 
 def check_request(wanted: NetworkRequest) -> None:
-    """What can be said at once. :raise InvalidInput: it cannot be, or not yet."""
+    """What can be said at once. :raise InvalidInput: it cannot be."""
     check_network_name(wanted.name)
     if wanted.kind is NetworkKind.BRIDGED:
-        raise InvalidInput(
-            f"Network {wanted.name!r} cannot be bridged: this house cannot make such networks yet.",
-            hint="Use the kind nat, and publish ports: guest publish.",
-            field="kind",
-        )
+        check_bridged_request(wanted)
 
 
 def check_change(before: Network, change: NetworkChange) -> None:
@@ -254,6 +289,8 @@ def check_change(before: Network, change: NetworkChange) -> None:
         check_network_name(change.name)
     fields = msgspec.structs.asdict(change)
     named = {field: value for field, value in fields.items() if value is not None}
+    if before.kind is NetworkKind.BRIDGED:
+        check_bridged_change(change)
     check_network(msgspec.structs.replace(before, **named))
 
 

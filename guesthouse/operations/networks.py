@@ -16,7 +16,7 @@ from guesthouse.model.device import Nic
 from guesthouse.model.firewall import Action, AddressSet, Rule, SecurityGroup
 from guesthouse.model.guest import Guest
 from guesthouse.model.ids import new_id
-from guesthouse.model.network import Lease, Network
+from guesthouse.model.network import Lease, Network, NetworkKind
 from guesthouse.model.networking import BUILTIN
 from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.network.house.seats import Seat
@@ -73,14 +73,14 @@ class StoreRecords:
             )
         async with self._one_at_a_time:
             lease = await self._lease(found.id, nic, network)
-        return _seat(found, nic, lease)
+        return _seat(found, nic, lease, network)
 
     def seats(self, guests: Iterable[Guest]) -> list[Seat]:
         """Of those cards of these guests that were attached before, each where it was then: a
         change that was interrupted is brought about by whoever made it.
         """
         return [
-            _seat(guest, nic, lease)
+            _seat(guest, nic, lease, self._view.networks.get(lease.network))
             for guest in guests
             for nic in guest.spec.nics
             if nic.network != BUILTIN and (lease := lease_of(self._view, guest.id, nic.index))
@@ -125,7 +125,7 @@ class StoreRecords:
         return lease
 
 
-def _seat(guest: Guest, nic: Nic, lease: Lease) -> Seat:
+def _seat(guest: Guest, nic: Nic, lease: Lease, network: Network | None) -> Seat:
     return Seat(
         guest=guest.id,
         index=nic.index,
@@ -135,6 +135,7 @@ def _seat(guest: Guest, nic: Nic, lease: Lease) -> Seat:
         network=lease.network,
         addresses=tuple(text for text in (lease.address4, lease.address6) if text),
         firewall=guest.spec.firewall,
+        any_address=network is not None and network.kind is NetworkKind.BRIDGED,
         ports=nic.ports,
         impairment=nic.impairment,
     )

@@ -13,9 +13,11 @@ from guesthouse.model.device import Nic, check_mac, free_index
 from guesthouse.model.document import Noun
 from guesthouse.model.guest import Guest
 from guesthouse.model.job import Job
+from guesthouse.model.network import NetworkKind
 from guesthouse.model.networking import BUILTIN
 from guesthouse.model.nics import NicChange, NicRequest, NicView, changed_nic, find_nic
 from guesthouse.operations.addresses import check_cards, lease_of
+from guesthouse.operations.bridging import learned
 from guesthouse.operations.joining import networks_of
 from guesthouse.operations.nics import (
     AddNicParams,
@@ -37,8 +39,11 @@ class NicsHouse:
         found = []
         for nic in guest.spec.nics:
             network = view.networks.get(nic.network)
-            name = network.name if network is not None else nic.network
-            found.append(NicView.of(guest, nic, name, lease_of(view, guest.id, nic.index)))
+            lease = lease_of(view, guest.id, nic.index)
+            if network is not None and network.kind is NetworkKind.BRIDGED:
+                known = learned(self.rooms, network)
+                lease = next((one for one in known if lease and one.id == lease.id), None)
+            found.append(NicView.of(guest, nic, network, lease))
         return found
 
     async def add(self, ref: str, wanted: NicRequest, requester: str) -> Job:

@@ -14,6 +14,7 @@ from guesthouse.model.folders import Folders
 from guesthouse.model.guest import Guest
 from guesthouse.model.host import HostFacts
 from guesthouse.model.network import Network
+from guesthouse.network.bridged.attaching import FOLDER, HostBridges
 from guesthouse.network.house.hostside import routes
 from guesthouse.operations.clashing import Clashes
 from guesthouse.operations.kernel_rules import KernelRules
@@ -75,8 +76,10 @@ class Rooms:
     live: LiveGuests = field(default_factory=LiveGuests)
     uploads: Uploads = field(init=False)
     clashes: Clashes = field(init=False)
+    bridges: HostBridges = field(init=False)
 
     def __post_init__(self) -> None:
+        self.bridges = HostBridges(self.folders.runtime / FOLDER)
         self.clashes = Clashes(self._networks, self._routes)
         self.uploads = Uploads(self.folders.uploads)
 

@@ -113,7 +113,19 @@ async def test_the_same_network_made_again_is_where_it_was(api: httpx.AsyncClien
         ({"name": "up", "subnet4": "10.1.2.3/24"}, "invalid-input", "10.1.2.0/24"),
         ({"name": "up", "subnet4": "", "subnet6": ""}, "invalid-input", "neither"),
         ({"name": "up", "subnet4": "192.0.2.0/25"}, "conflict", "192.0.2.0/24"),
-        ({"name": "up", "uplink": "eth0"}, "unknown-field", "uplink"),
+        ({"name": "up", "uplink": "eth0"}, "invalid-input", "Only a bridged"),
+        ({"name": "up", "kind": "bridged", "uplink": "no way"}, "invalid-input", "--bridge-host"),
+        (
+            {"name": "up", "kind": "bridged", "uplink": "e0", "subnet4": "10.1.2.0/24"},
+            "invalid-input",
+            "Leave subnet4 away",
+        ),
+        (
+            {"name": "up", "kind": "bridged", "uplink": "e0", "lan_access": False},
+            "invalid-input",
+            "neighbours",
+        ),
+        ({"name": "up", "kind": "bridged", "uplink": "e0", "vlan": 4095}, "invalid-input", "vlan"),
     ],
 )
 async def test_what_cannot_be_made(

@@ -271,8 +271,12 @@ class _Handler(BaseHTTPRequestHandler):
             case ["GET", "networks", ref]:
                 self._json(house.network(ref))
             case ["POST", "networks"]:
-                house.add_network(body["name"], NetworkKind(body["kind"]))
+                kind = NetworkKind(body["kind"])
+                house.add_network(body["name"], kind, uplink=body["uplink"], vlan=body["vlan"])
                 self._job("network.create", None, of=body["name"])
+            case ["POST", "networks", ref, "confirm"]:
+                house.confirm_by.pop(house.network(ref).id, None)
+                self._json(house.network(ref))
             case ["PATCH", "networks", ref]:
                 known = house.networks[house.network(ref).id]
                 named = {key: value for key, value in body.items() if value is not None}

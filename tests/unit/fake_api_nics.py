@@ -80,7 +80,7 @@ def _network(house: FakeHouse, ref: str) -> str:
 def _view(house: FakeHouse, guest: Guest, nic: Nic) -> NicView:
     """Only a guest's first card has an address that nobody chose."""
     if nic.network not in house.networks:
-        return NicView.of(guest, nic, nic.network, None)
+        return NicView.of(guest, nic, None, None)
     network = house.network(nic.network)
     member = next(m for m in network.members if (m.guest, m.nic) == (guest.name, nic.index))
     lease = Lease(
@@ -92,4 +92,4 @@ def _view(house: FakeHouse, guest: Guest, nic: Nic) -> NicView:
         address4=member.address4,
         since=0.0,
     )
-    return NicView.of(guest, nic, network.name, lease)
+    return NicView.of(guest, nic, network, lease)

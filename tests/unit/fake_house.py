@@ -76,6 +76,7 @@ class FakeHouse:
         self.guests: dict[str, Guest] = {}
         self.images: list[Image] = []
         self.networks: dict[str, Network] = {}
+        self.confirm_by: dict[str, float] = {}
         self.clashes: dict[str, tuple[str, ...]] = {}
         self.fire = FakeFirewalls()
         self.uploads: dict[str, bytearray] = {}
@@ -125,15 +126,19 @@ class FakeHouse:
         self.guests[guest.id] = guest
         return guest
 
-    def add_network(self, name: str, kind: NetworkKind = NetworkKind.NAT) -> Network:
+    def add_network(self, name: str, kind: NetworkKind = NetworkKind.NAT, **more: Any) -> Network:
+        bridged = kind is NetworkKind.BRIDGED
         made = Network(
             id=new_id(),
             name=name,
             kind=kind,
-            subnet4=f"10.{150 + len(self.networks)}.0.0/24",
-            subnet6="fd12:3456:789a:1::/64",
+            subnet4="" if bridged else f"10.{150 + len(self.networks)}.0.0/24",
+            subnet6="" if bridged else "fd12:3456:789a:1::/64",
             created_at=time.time(),
+            **more,
         )
+        if bridged:
+            self.confirm_by[made.id] = time.time() + 30
         self.networks[made.id] = made
         return made
 
@@ -151,12 +156,15 @@ class FakeHouse:
                         guest=guest.id,
                         nic=0,
                         mac="",
-                        address4=f"{one.subnet4.removesuffix('0/24')}{25 + at}",
+                        address4=f"{one.subnet4.removesuffix('0/24')}{25 + at}"
+                        if one.subnet4
+                        else "",
                         since=0.0,
                     )
                     for at, guest in enumerate(guests)
                 ],
                 self.clashes.get(one.id, ()),
+                self.confirm_by.get(one.id),
             )
             for one in self.networks.values()
         ]

@@ -33,6 +33,8 @@ def test_create_sends_what_was_asked(guest: Room) -> None:
             "dhcp": {"first": "10.1.0.100", "last": "10.1.0.200"},
             "domain": "",
             "mtu": 1500,
+            "uplink": "",
+            "vlan": 0,
             "host_access": False,
             "lan_access": False,
         }
@@ -118,3 +120,42 @@ def test_a_clash_is_shown(guest: Room) -> None:
     listed = guest("network", "ls")
     assert listed.out.splitlines()[1].startswith("lan") and "route of its own" in listed.err
     assert "Out of reach" in guest("network", "info", "lan").out
+
+
+CONFIRM = "/v1/networks/office/confirm"
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("near")
+def test_at_this_machine_a_bridged_network_is_confirmed(guest: Room) -> None:
+    said = guest("network", "create", "office", "--bridge-host", "eth0", "--vlan", "7")
+    assert said.out == "Created network office (bridged, eth0, VLAN 7)\n"
+    [body] = guest.bodies("POST", "/v1/networks")
+    assert (body["kind"], body["uplink"], body["vlan"]) == ("bridged", "eth0", 7)
+    assert len(guest.bodies("POST", CONFIRM)) == 1
+    info = guest("network", "info", "office").out
+    assert "eth0, VLAN 7" in info and "given out by that network" in info
+
+
+@pytest.mark.usefixtures("near")
+def test_from_afar_somebody_must_say_so(guest: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.5 22")
+    said = guest("network", "create", "office", "--bridge-host", "eth0")
+    assert "from a new connection: guest network confirm office" in said.err
+    assert guest.bodies("POST", CONFIRM) == []
+    assert "guest network confirm office" in guest("network", "info", "office").out
+    assert guest("network", "confirm", "office").out == "Confirmed network office\n"
+    assert "Given back" not in guest("network", "info", "office").out
+    guest.house.networks.clear()
+    guest("network", "create", "office", "--bridge-host", "eth0", "--yes")
+    assert len(guest.bodies("POST", CONFIRM)) == 2
+    assert guest("network", "confirm", "nowhere").code == 3
+
+
+def test_a_vlan_that_cannot_be(guest: Room) -> None:
+    assert guest("network", "create", "office", "--bridge-host", "eth0", "--vlan", "5000").code == 2

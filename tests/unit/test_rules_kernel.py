@@ -35,13 +35,13 @@ from ..firewall_kernel import (
 
 pytestmark = pytest.mark.root
 
-WIRE = "wire0"
-"""The interface of the host that is on a bridge."""
+WIRE = f"u-{ident('network', 'office')[-8:].lower()}"
+"""The port of a bridge that leads to the host's interface."""
 NETWORKS: dict[str, dict[str, Any]] = {
     "lan": {},
     "dmz": {},
     "cell": {"kind": "isolated"},
-    "office": {"kind": "bridged", "uplink": WIRE},
+    "office": {"kind": "bridged", "uplink": "wire0"},
 }
 HOMES = {"web": "lan", "db": "lan", "app": "dmz", "log": "dmz", "inmate": "cell"}
 HOMES |= {"desk": "office", "chair": "office"}

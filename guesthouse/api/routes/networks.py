@@ -41,6 +41,19 @@ async def create_network(request: ApiRequest) -> Response[bytes]:
     return await job_answer(request, job, wait=wait)
 
 
+@post(
+    "/v1/networks/{ref:str}/confirm",
+    status_code=200,
+    opt=reads(NetworkView, errors=(NotFound, Conflict)),
+)
+async def confirm_network(request: ApiRequest) -> Response[bytes]:
+    """Confirm that this host is still reached, now that a bridged network has its interface.
+
+    Without that the interface is given back after 30 seconds, and the network is not made.
+    """
+    return json_answer(await request.house.confirm_network(request.ref))
+
+
 @patch(
     "/v1/networks/{ref:str}",
     status_code=202,
@@ -66,4 +79,11 @@ async def remove_network(request: ApiRequest) -> Response[bytes]:
     return await job_answer(request, job, wait=wait)
 
 
-NETWORK_ROUTES = [list_networks, show_network, create_network, change_network, remove_network]
+NETWORK_ROUTES = [
+    list_networks,
+    show_network,
+    create_network,
+    confirm_network,
+    change_network,
+    remove_network,
+]

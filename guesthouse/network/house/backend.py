@@ -30,6 +30,7 @@ from guesthouse.network.house.listening import Listening
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.mending import Mending
 from guesthouse.network.house.naming import Naming
+from guesthouse.network.house.outside import Outside, check_publishable
 from guesthouse.network.house.publishing import Publishing, Where, where
 from guesthouse.network.house.seats import Key, Records, Seat
 from guesthouse.network.house.services import Services
@@ -72,6 +73,7 @@ class HouseNetwork:
         self._seats: dict[Key, Seat] = {}
         self._resting: set[Key] = set()
         self._wiring = Wiring(namespace)
+        self._outside = Outside(namespace, self._wiring, runtime)
         self._host = HostSide((), ())
         self._facts: Facts | None = None
         self._members: tuple[Member, ...] = ()
@@ -146,6 +148,7 @@ class HouseNetwork:
             try:
                 await self._settle()
                 self.impairing.require(seat.key)
+                self._outside.require(seat.network)
             except BaseException:
                 self._seats[seat.key] = before
                 await self.impairing.settle(self._seats.values())
@@ -200,7 +203,8 @@ class HouseNetwork:
         if not self._is_open:  # nobody had a card until now
             await self.open(self._seats.values(), self._members)
         async with self._one_at_a_time:
-            self._check_kind(seat)
+            if seat.ports:
+                check_publishable(self._network_of(seat))
             await self._enter()
             before = self._seats.get(seat.key)
             fd = await self._wiring.tap(seat)
@@ -209,6 +213,7 @@ class HouseNetwork:
             try:
                 failed = await self._settle()
                 self.impairing.require(seat.key)
+                self._outside.require(seat.network)
                 for port in seat.ports:
                     if where(port) in failed:
                         raise failed[where(port)]
@@ -225,7 +230,8 @@ class HouseNetwork:
 
     async def change(self, guest: str, nic: Nic, index: int, *, hostname: str) -> None:
         seat = await self._records.seat(guest, nic, index, hostname=hostname)
-        self._check_kind(seat)
+        if seat.ports:
+            check_publishable(self._network_of(seat))
         await self.update(seat)
 
     async def rest(self, guest: str, index: int) -> None:
@@ -250,13 +256,7 @@ class HouseNetwork:
             seat = self._seat(guest, index)
             if port in seat.ports:
                 return
-            network = self._network_of(seat)
-            if network.kind is NetworkKind.ISOLATED:
-                raise InvalidInput(
-                    f"Network {network.name} is isolated: nothing comes in from outside.",
-                    hint="Publish on a card of another network.",
-                    field="publish",
-                )
+            check_publishable(self._network_of(seat))
             taken = {p: s.name for s in self._awake for p in s.ports}
             await self._publishing.open(port, seat, taken)
             self._seats[seat.key] = msgspec.structs.replace(seat, ports=(*seat.ports, port))
@@ -295,26 +295,11 @@ class HouseNetwork:
                 return network
         raise InvalidInput(f"Card {seat.index} is on a network that is not there.", field="network")
 
-    def _check_kind(self, seat: Seat) -> None:
-        network = self._network_of(seat)
-        if network.kind is NetworkKind.BRIDGED:
-            raise InvalidInput(
-                f"Network {network.name} is bridged, which this house cannot do yet.",
-                hint="Use a network of kind nat, and publish ports.",
-                field="network",
-            )
-        if seat.ports and network.kind is NetworkKind.ISOLATED:
-            raise InvalidInput(
-                f"Network {network.name} is isolated: no port of its guests can be published.",
-                field="publish",
-            )
-
     @property
     def _networks(self) -> list[Network]:
         """Those that somebody is on: the others cost nothing."""
         used = {seat.network for seat in self._seats.values()}
-        own = (n for n in self._records.networks() if n.kind is not NetworkKind.BRIDGED)
-        return [network for network in own if network.id in used]
+        return [network for network in self._records.networks() if network.id in used]
 
     async def _ruleset(self) -> Ruleset:
         networks = self._networks
@@ -365,10 +350,12 @@ class HouseNetwork:
             await self._rules.load(await self._ruleset())
 
         async def wire() -> None:
+            await self._outside.settle(self._networks)
             await self._wiring.settle(self._networks, self._seats.values())
-            there = {network.id for network in self._networks}
+            own = [network for network in self._networks if not network.port]
+            there = {network.id for network in own}
             seats = [seat for seat in self._seats.values() if seat.network in there]
-            await self._naming.settle(self._networks, seats, self._host.resolver)
+            await self._naming.settle(own, seats, self._host.resolver)
 
         await _together(wire(), lead_out(), rule())
         await rule()  # of ports that were opened meanwhile; mostly there are none

@@ -18,11 +18,12 @@ BATCH = ("ip", "-batch", "-")
 
 # Locally administered, and beside the prefix of guests: no card can have a bridge's address.
 _BRIDGE_PREFIX = "52:67:69"
-_OURS = re.compile(r"br-[0-9a-z]{8}|t\d+-\d+")
+_PORT_PREFIX = "52:67:6a"
+_OURS = re.compile(r"br-[0-9a-z]{8}|u-[0-9a-z]{8}|t\d+-\d+")
 
 
 def is_ours(name: str) -> bool:
-    """Whether a bridge or a tap of the house has such a name."""
+    """Whether a bridge, a tap, or a port that leads to the host's, has such a name."""
     return bool(_OURS.fullmatch(name))
 
 
@@ -79,6 +80,10 @@ def wanted_links(networks: Iterable[Network], seats: Iterable[Seat], *, ipv6: bo
     """
     by_id = {network.id: network for network in networks}
     links = {network.bridge: _bridge(network, ipv6) for network in by_id.values()}
+    for network in by_id.values():
+        if network.port:
+            mac = _mac(_PORT_PREFIX, network)
+            links[network.port] = Link(mac=mac, mtu=network.mtu, master=network.bridge, up=True)
     for seat in seats:
         network = by_id[seat.network]
         # A bridge takes frames to its port's own address for itself, so it is not the guest's.
@@ -88,14 +93,26 @@ def wanted_links(networks: Iterable[Network], seats: Iterable[Seat], *, ipv6: bo
 
 
 def _bridge(network: Network, ipv6: bool) -> Link:
-    addresses = {f"{GATEWAY_LINK_LOCAL}/64"} if ipv6 else set()
+    # On a bridged network the house is nobody: it would be in its routers' way.
+    addresses = {f"{GATEWAY_LINK_LOCAL}/64"} if ipv6 and not network.port else set()
     if network.subnet4:
         addresses.add(f"{network.gateway4}/{network.subnet4.partition('/')[2]}")
     if network.subnet6 and ipv6:
         addresses.add(f"{network.gateway6}/64")
-    octets = hashlib.sha256(network.id.encode()).digest()[:3]
-    mac = f"{_BRIDGE_PREFIX}:{octets.hex(':')}"
+    mac = _mac(_BRIDGE_PREFIX, network)
     return Link(mac=mac, mtu=network.mtu, up=True, addresses=frozenset(addresses))
+
+
+def _mac(prefix: str, network: Network) -> str:
+    return f"{prefix}:{hashlib.sha256(network.id.encode()).digest()[:3].hex(':')}"
+
+
+def mute_settings(network: Network, *, ipv6: bool) -> dict[str, str]:
+    """Of a bridged network's bridge, below /proc/sys/net: the house answers nobody there, and
+    carries nothing from there to its other networks."""
+    four, six = f"ipv4/conf/{network.bridge}", f"ipv6/conf/{network.bridge}"
+    mute = {f"{four}/arp_ignore": "1", f"{four}/forwarding": "0"}
+    return mute | ({f"{six}/disable_ipv6": "1"} if ipv6 else {})
 
 
 def changes(
@@ -103,8 +120,8 @@ def changes(
 ) -> list[str]:
     """Lines for `BATCH` that make `wanted` of what is there; none if nothing differs.
 
-    Only interfaces with names of ours are removed. Taps that are wanted must be there already:
-    whoever opens them makes them.
+    Only interfaces with names of ours are removed. Taps and ports that are wanted must be there
+    already: whoever opens them makes them.
     """
     lines = [f"link delete dev {name}" for name in there if is_ours(name) and name not in wanted]
     for name in sorted(wanted):  # bridges (`br-`) come before taps (`t`)

@@ -22,7 +22,8 @@ class Seat(Noun, kw_only=True, frozen=True):
 
     :ivar guest: id. :ivar name: the guest's, by which others find it.
     :ivar number: of the guest, which no other of its house has. :ivar network: id.
-    :ivar addresses: at most one IPv4 and one IPv6, which the card keeps.
+    :ivar addresses: at most one IPv4 and one IPv6, which the card keeps. None on a bridged network,
+        whose own servers give them out: `any_address`.
     :ivar ports: published ones, each with its real host port.
     :ivar impairment: what is done to its packets on purpose.
     """
@@ -34,6 +35,7 @@ class Seat(Noun, kw_only=True, frozen=True):
     mac: str
     network: str
     addresses: tuple[str, ...] = ()
+    any_address: bool = False
     firewall: Firewall = Firewall()
     ports: tuple[Publish, ...] = ()
     impairment: NicImpairment = NicImpairment()
@@ -56,6 +58,7 @@ class Seat(Noun, kw_only=True, frozen=True):
             mac=self.mac,
             network=self.network,
             addresses=self.addresses,
+            any_address=self.any_address,
             firewall=self.firewall,
         )
 

@@ -37,7 +37,9 @@ class Wiring:
         # A tap that is gone with its namespace is no seat's any more until its next start.
         wired = [s for s in seats if s.network in there and s.tap in self._links]
         ipv6 = "ipv6" not in self._namespace.facts.lacks
-        wanted = links.wanted_links(networks, wired, ipv6=ipv6)
+        reached = [n for n in networks if not n.port or n.port in self._links]
+        wired = [s for s in wired if any(s.network == n.id for n in reached)]
+        wanted = links.wanted_links(reached, wired, ipv6=ipv6)
         lines = links.changes(self._links, wanted, ipv6=ipv6)
         if any(seat.network not in there for seat in seats):
             # A document that does not parse is no reason to cut its guests off.
@@ -50,8 +52,18 @@ class Wiring:
             # What is there now is not known any more.
             await asyncio.shield(self.look())
             raise
+        for network in reached:
+            if network.port and network.bridge not in self._links:
+                await self._namespace.settings(links.mute_settings(network, ipv6=ipv6))
         foreign = {name: link for name, link in self._links.items() if not links.is_ours(name)}
         self._links = {**foreign, **wanted}
+
+    def has(self, name: str) -> bool:
+        return name in self._links
+
+    def came(self, name: str) -> None:
+        """An interface was put in here from outside."""
+        self._links[name] = links.Link()
 
     async def tap(self, seat: Seat) -> int:
         """Open, or what is left of its last incarnation: without the frames that nobody took."""

@@ -46,7 +46,7 @@ def offer_sets(table: Table, ruleset: Ruleset) -> None:
     if table.family == "bridge":
         for network in ruleset.networks:
             ports = [quoted(c.tap) for c in ruleset.cards if c.network == network.id]
-            ports += [quoted(network.uplink)] if network.uplink else []
+            ports += [quoted(network.port)] if network.port else []
             table.set(ports_name(network), "type ifname", ports)
 
 

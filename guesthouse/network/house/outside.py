@@ -1,0 +1,66 @@
+"""What of the house's networks is outside its namespace: the ports of bridged networks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from guesthouse.errors import GuesthouseError, InvalidInput
+from guesthouse.host.namespace.house import HouseNamespace
+from guesthouse.model.network import Network, NetworkKind
+from guesthouse.network.bridged.attaching import FOLDER, HostBridges
+from guesthouse.network.house.wiring import Wiring
+
+log = logging.getLogger(__name__)
+
+
+class Outside:
+    """:param runtime: the house's runtime folder."""
+
+    def __init__(self, namespace: HouseNamespace, wiring: Wiring, runtime: Path) -> None:
+        self._namespace, self._wiring = namespace, wiring
+        self._bridges = HostBridges(runtime / FOLDER)
+        self._failed: dict[str, GuesthouseError] = {}
+
+    async def settle(self, networks: Iterable[Network]) -> None:
+        """Bridged networks have their ports to the host's interfaces.
+
+        One that cannot have it is no obstacle to the others: it is told, and `require` raises why.
+        """
+        failed: dict[str, GuesthouseError] = {}
+        for network in networks:
+            if not network.port:
+                continue
+            there = self._wiring.has(network.port)
+            try:
+                pid = self._namespace.facts.pid
+                if await self._bridges.settle(network, pid, there=there):
+                    self._wiring.came(network.port)
+            except GuesthouseError as error:
+                failed[network.id] = error
+                if network.id not in self._failed:
+                    log.warning("network %s: %s", network.name, error)
+        self._failed = failed
+
+    def require(self, network: str) -> None:
+        """:param network: id. :raise GuesthouseError: why it does not reach its interface."""
+        if network in self._failed:
+            raise self._failed[network]
+
+
+def check_publishable(network: Network) -> None:
+    """:raise InvalidInput: no port of the host can lead to guests there."""
+    if network.kind is NetworkKind.ISOLATED:
+        raise InvalidInput(
+            f"Network {network.name} is isolated: nothing comes in from outside.",
+            hint="Publish on a card of another network.",
+            field="publish",
+        )
+    if network.kind is NetworkKind.BRIDGED:
+        raise InvalidInput(
+            f"Network {network.name} is bridged: its guests have addresses of their own in the "
+            "network outside, and are reached there.",
+            hint="See the guest's addresses: guest info",
+            field="publish",
+        )

@@ -35,9 +35,9 @@ def uploads(house: House) -> list[Path]:
 
 
 def tool(daemon: int) -> int | None:
-    """Pid of the daemon's qemu-img."""
+    """Pid of the daemon's qemu-img, once it is that and no longer what confines it."""
     for pid in Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split():
-        if b"qemu-img" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].endswith(b"qemu-img"):
             return int(pid)
     return None
 

@@ -101,6 +101,18 @@ def cards(seats: Iterable[Seat]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def gives_up(before: str, after: str) -> bool:
+    """Whether a card loses an address from one text of `cards` to the next. dnsmasq remembers for
+    an hour who asked for which, and gives none of these to another card: it must be started anew.
+    """
+    return not _given(before) <= _given(after)
+
+
+def _given(text: str) -> set[tuple[str, str]]:
+    lines = (line.split(",") for line in text.splitlines())
+    return {(mac, address) for mac, *addresses, _name, _lease in lines for address in addresses}
+
+
 def names(network: Network, seats: Iterable[Seat]) -> str:
     """The addresses of each guest's first card there, for `addn-hosts`. `host` and `gateway`
     would be names of guests, so the house has none."""

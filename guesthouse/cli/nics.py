@@ -161,7 +161,7 @@ def nic_set(name: str, card: str, changes: tuple[str, ...]) -> None:
     mac=MAC                its address on the wire; the guest must be stopped
 
     A running guest keeps the card: its link goes down and comes up again, so that it asks for its
-    address anew. It has the address when it has asked.
+    address anew, if its DHCP client watches the link.
     """
     change = NicChange(**dict(parse_change(text) for text in changes))
     house = open_house()

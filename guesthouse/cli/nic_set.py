@@ -81,7 +81,7 @@ card_argument = click.argument("card", metavar="CARD", shell_complete=complete_c
     mac=MAC                its address on the wire; the guest must be stopped
 
     A running guest keeps the card: its link goes down and comes up again, so that it asks for its
-    address anew. It has the address when it has asked.
+    address anew, if its DHCP client watches the link.
 
     A bad network, on purpose:
 

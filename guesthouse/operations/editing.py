@@ -181,7 +181,7 @@ class PublishPort(GuestOperation[PublishParams]):
             raise InvalidInput(
                 f"No card of guest {guest.name!r} can have ports: all are on isolated or bridged "
                 "networks.",
-                hint="Launch it with a card on another network as well: --network default",
+                hint=f"Give it a card on another one: guest nic add {guest.name} --network default",
                 field="publish",
             )
         nic, port = card.index, params.port

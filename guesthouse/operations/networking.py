@@ -205,7 +205,12 @@ def refuse_used(network: Network, guests: Iterable[Guest]) -> None:
     parts = ([", ".join(there)] if there else []) + (
         [f"{', '.join(trashed)} in the trash"] if trashed else []
     )
-    hint = f"Remove these guests first: guest rm {' '.join(there)}" if there else ""
+    hint = (
+        f"Move their cards first: guest nic set {there[0]} CARD network=OTHER; or remove them: "
+        f"guest rm {' '.join(there)}"
+        if there
+        else ""
+    )
     raise InUse(
         f"Network {network.name!r} is used by {' and '.join(parts)}.",
         hint=hint or "Remove them for good first: guest trash empty",

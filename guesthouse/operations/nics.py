@@ -150,8 +150,14 @@ class SetNic(GuestOperation[SetNicParams]):
         ids = await ctx.step("set", before=lambda: encode(now).decode())
         before = decode_strict(ids["before"].encode(), Nic, what="card")
         wanted = changed_nic(before, params.change, params.change.network)
-        ctx.undo(lambda: self._become(guest, before, running, instead_of=wanted))
+        ctx.undo(lambda: self._take_back(guest, before, running, instead_of=wanted))
         await self._become(guest, wanted, running, instead_of=before)
+
+    async def _take_back(
+        self, guest: Guest, nic: Nic, running: Running | None, *, instead_of: Nic
+    ) -> None:
+        with suppress(NotFound):  # of a process that has ended nothing is to be taken back
+            await self._become(guest, nic, running, instead_of=instead_of)
 
     async def _become(
         self, guest: Guest, nic: Nic, running: Running | None, *, instead_of: Nic
@@ -190,10 +196,11 @@ async def write_nic(rooms: Rooms, guest: Guest, nic: Nic) -> None:
 
 async def drop_nic(rooms: Rooms, guest_id: str, index: int) -> None:
     """The guest's document, its network and the book of addresses forget the card."""
-    await rooms.documents.guests.update(
+    done = await rooms.documents.guests.update(
         guest_id,
         lambda now: msgspec.structs.replace(now, spec=now.spec.without_nic(index)),
     )
+    await rooms.view.wait_for(done.revision)
     await rooms.leave_card(guest_id, index)
 
 
@@ -273,6 +280,4 @@ def _place(nic: Nic) -> tuple[str, str, str]:
 
 
 def _unpublish(guest: Guest, nic: Nic) -> str:
-    port = nic.ports[0]
-    suffix = "/udp" if port.protocol == "udp" else ""
-    return f"guest unpublish {guest.name} {port.host_ip}:{port.host_port}{suffix}"
+    return f"guest unpublish {guest.name} {nic.ports[0]}"

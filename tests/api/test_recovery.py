@@ -392,8 +392,8 @@ async def put(house: ApiHouse, *ops: Op) -> None:
     await house.view.wait_for(await house.rooms.documents.store.commit(list(ops)))
 
 
-def on(guest: Guest, network: Network) -> Guest:
-    nics = (msgspec.structs.replace(guest.spec.nics[0], network=network.id),)
+def on(guest: Guest, network: Network, fixed: str = "") -> Guest:
+    nics = (msgspec.structs.replace(guest.spec.nics[0], network=network.id, address4=fixed),)
     return msgspec.structs.replace(guest, spec=msgspec.structs.replace(guest.spec, nics=nics))
 
 
@@ -408,14 +408,15 @@ async def test_networks_come_back_with_their_addresses_groups_and_sets(street: S
     office = AddressSet(id=new_id(), name="office", entries=("192.0.2.0/24",), created_at=0.0)
     await put(house, NETWORKS.put_op(lan), NETWORKS.claim_op("lan", lan.id), LEASES.put_op(lease),
               LEASES.put_op(stray), GROUPS.put_op(group), SETS.put_op(office),
-              GUESTS.put_op(on(guest, lan)))  # fmt: skip
+              GUESTS.put_op(on(guest, lan, "10.201.1.25")))  # fmt: skip
     house = await street.lose()
     kinds = {one.id: one.kind for one in (await findings(house)).values()}
     assert kinds[lan.id] is FindingKind.NETWORK and kinds[group.id] is FindingKind.GROUP
     assert (await recover(house))["networks"] == 1
     assert house.view.networks == {lan.id: lan} and house.view.leases == {lease.id: lease}
     assert house.view.groups == {group.id: group} and house.view.sets == {office.id: office}
-    assert house.view.guest("web").spec.nics[0].network == lan.id
+    [card] = house.view.guest("web").spec.nics
+    assert (card.network, card.address4) == (lan.id, "10.201.1.25")
     named = await house.rooms.documents.networks.named("lan")
     assert named is not None and named.id == lan.id
     assert unknown_copies(house.rooms) == [], "what belongs to nobody is gone"
@@ -428,8 +429,9 @@ async def test_networks_whose_name_and_subnet_others_have_by_now(street: Street)
     lease = Lease(id=new_id(), network=lan.id, guest=guest.id, nic=0, mac="", since=0.0,
                   address4="10.201.1.25")  # fmt: skip
     other = await house.guest("db", start=False)
-    await put(house, NETWORKS.put_op(lan), LEASES.put_op(lease), GUESTS.put_op(on(guest, lan)),
-              GUESTS.put_op(on(other, gone)))  # fmt: skip
+    await put(house, NETWORKS.put_op(lan), LEASES.put_op(lease),
+              GUESTS.put_op(on(guest, lan, "10.201.1.25")),
+              GUESTS.put_op(on(other, gone, "10.201.9.9")))  # fmt: skip
     house = await street.lose()
     taken = network("lan", "10.201.0.0/16")
     await put(house, NETWORKS.put_op(taken), NETWORKS.claim_op("lan", taken.id))
@@ -440,6 +442,8 @@ async def test_networks_whose_name_and_subnet_others_have_by_now(street: Street)
     back = house.view.networks[lan.id]
     assert back.name == "lan-2" and back.subnet4 and not back.subnet4.startswith("10.201.")
     assert not house.view.leases, "its address is not of that network"
-    assert house.view.guest("web").spec.nics[0].network == lan.id
-    assert house.view.guest("db").spec.nics[0].network == "builtin"
+    [card] = house.view.guest("web").spec.nics
+    assert (card.network, card.address4) == (lan.id, ""), "nor is what somebody chose there"
+    [card] = house.view.guest("db").spec.nics
+    assert (card.network, card.address4) == ("builtin", "")
     assert await findings(house) == {}

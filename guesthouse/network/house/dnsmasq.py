@@ -123,6 +123,23 @@ def _has_both(seat: Seat) -> bool:
     return bool(seat.address(4) and seat.address(6))
 
 
+def gives_up(before: str, after: str) -> bool:
+    """Whether a card loses an address from one text of `cards` to the next. dnsmasq remembers for
+    an hour who asked for which, and gives none of these to another card: it must be started anew.
+    """
+    return not _given(before) <= _given(after)
+
+
+def _given(text: str) -> set[tuple[str, str]]:
+    lines = (line.split(",") for line in text.splitlines())
+    return {
+        (mac, part)
+        for mac, *parts, _name, _lease in lines
+        for part in parts
+        if not part.startswith("set:")
+    }
+
+
 def names(network: Network, seats: Iterable[Seat]) -> str:
     """The addresses of each guest's first card there, for `addn-hosts`. `host` and `gateway`
     would be names of guests, so the house has none."""

@@ -71,10 +71,14 @@ class Naming:
             dnsmasq.options_file(network): dnsmasq.options(seats),
             dnsmasq.names_file(network): dnsmasq.names(network, seats),
         }
+        name = PREFIX + network.bridge
+        cards = dnsmasq.cards_file(network)
+        if await asyncio.to_thread(self._gives_up, cards, texts[cards]):
+            await self._services.stop(name)  # before the file: or nobody would know any more
         changed = await asyncio.to_thread(self._write, texts)
         ipv6 = "ipv6" not in self._namespace.facts.lacks
         configuration = dnsmasq.configuration(network, ipv6=ipv6)
-        name, made_of = PREFIX + network.bridge, self._made_of(configuration)
+        made_of = self._made_of(configuration)
         running = self._services.of(name)
         if running is not None and running.made_of == made_of:
             if changed:
@@ -98,6 +102,11 @@ class Naming:
     def _inside(self, path: str) -> Path:
         """A file in the house's own /run, as we see it."""
         return Path(f"/proc/{self._namespace.facts.pid}/root{path}")
+
+    def _gives_up(self, path: str, text: str) -> bool:
+        with suppress(OSError):
+            return dnsmasq.gives_up(self._inside(path).read_text(), text)
+        return False
 
     def _write(self, texts: dict[str, str]) -> bool:
         changed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from guesthouse.model.capture import Block, whole_blocks
 from tests.unit.namespace_house import need_ids, need_tun
 
-from .conftest import House, until
+from .conftest import GUEST, House, until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.rootless]
 
@@ -110,14 +111,15 @@ def test_a_pipe_and_bounds(pair: House) -> None:
 def test_nobody_reads_and_neither_guest_nor_daemon_suffer(pair: House) -> None:
     """What is too much is lost and counted."""
     before = resident(pair.daemon_pid)
-    reader = pair.popen("nic", "capture", "near", "0", "-o", "-", "--seconds", "20s")
+    argv = [str(GUEST), "nic", "capture", "near", "0", "-o", "-", "--seconds", "20s"]
+    reader = subprocess.Popen(argv, env=pair.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     # 16 MB there, and as much back.
     flood = ["ping", "-c", "270", "-i", "0.005", "-s", "60000", "-q", "far"]
     for _ in range(2):
-        said = pair.out("exec", "near", "--", *flood)
-        assert "270 packets transmitted" in said
+        assert "270 packets transmitted" in pair.out("exec", "near", "--", *flood)
     assert resident(pair.daemon_pid) - before < 40 << 20
-    out, _ = reader.communicate(timeout=60)
+    out, said = reader.communicate(timeout=60)
+    assert reader.returncode == 0 and b"more came and were lost" in said
     last = list(whole_blocks([out]))[-1]
     assert last.kind == 5 and last.lost > 0 and len(out) < 40 << 20
 

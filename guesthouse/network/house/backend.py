@@ -138,7 +138,7 @@ class HouseNetwork:
             self._seats[seat.key] = seat
             try:
                 await self._settle()
-                self.impairing.require(seat.key)
+                self.impairing.require(seat)
             except BaseException:
                 self._seats[seat.key] = before
                 await self.impairing.settle(self._seats.values())
@@ -182,7 +182,7 @@ class HouseNetwork:
             self._resting.discard(seat.key)
             try:
                 failed = await self._settle()
-                self.impairing.require(seat.key)
+                self.impairing.require(seat, starting=True)
                 for port in seat.ports:
                     if where(port) in failed:
                         raise failed[where(port)]
@@ -313,7 +313,8 @@ class HouseNetwork:
             self._publishing.forget()
             self._rules.forget()
         self._facts = facts
-        await asyncio.gather(self._naming.enter(), self._wiring.look(), self._rules.features())
+        looks = (self._wiring.look(), self._rules.features(), self.impairing.look())
+        await asyncio.gather(self._naming.enter(), *looks)
         await self.impairing.enter(facts.net, self._wiring.taps)
         if self._holder_watch is not None:
             self._holder_watch.cancel()

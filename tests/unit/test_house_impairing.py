@@ -178,7 +178,7 @@ async def test_what_the_kernel_lacks_is_refused_and_what_was_stays(
 
     monkeypatch.setattr("guesthouse.network.house.impairing.probe", poor)
     impairing = house.network.impairing
-    impairing._record = msgspec.structs.replace(impairing._record, kernel=Shaping(numgen=True))
+    impairing._kernel = Shaping(numgen=True)
     with pytest.raises(HostLacks) as raised:
         await impairing.check(FAR)
     assert raised.value.detail["capability"] == "netem"
@@ -190,17 +190,39 @@ async def test_what_the_kernel_lacks_is_refused_and_what_was_stays(
     assert {"netem", "tbf", "ifb"} <= names
 
 
+async def test_a_start_that_cannot_have_it_says_how_to_do_without(
+    house: TestHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def poor(_run: object) -> Shaping:
+        return Shaping()
+
+    await house.boot("db")
+    monkeypatch.setattr("guesthouse.network.house.impairing.probe", poor)
+    house.network.impairing._kernel = Shaping()
+    web, seat = house.guest("web"), house.records.seat
+
+    async def impaired(*args: object, **rest: object) -> object:
+        made = await seat(*args, **rest)  # type: ignore[arg-type]  # as it was called
+        return msgspec.structs.replace(made, impairment=FAR)
+
+    house.records.seat = impaired  # type: ignore[method-assign,assignment]  # a test's shorthand
+    with pytest.raises(HostLacks, match="Card 0 of 'web' cannot be impaired") as raised:
+        await web.attach()
+    assert raised.value.hint == "Let it be as it is: guest nic set web 0 clear"
+    assert (web.id, 0) not in house.network._seats
+
+
 async def test_a_module_loaded_meanwhile_counts(house: TestHouse) -> None:
     await house.boot("web")
     impairing = house.network.impairing
-    impairing._record = msgspec.structs.replace(impairing._record, kernel=Shaping())
+    impairing._kernel = Shaping()
     await impairing.check(DEAF)  # asks again before it refuses
-    assert impairing._record.kernel is not None and impairing._record.kernel.numgen
+    assert impairing._kernel is not None and impairing._kernel.numgen
 
 
 async def test_latency_seen_from_inside(house: TestHouse) -> None:
     web, db = await house.boot("web"), await house.boot("db")
-    kernel = house.network.impairing._record.kernel
+    kernel = house.network.impairing._kernel
     assert kernel is not None
     if not kernel.netem:
         pytest.skip("this kernel lacks netem (CONFIG_NET_SCH_NETEM)")

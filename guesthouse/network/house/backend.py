@@ -147,7 +147,7 @@ class HouseNetwork:
             self._seats[seat.key] = seat
             try:
                 await self._settle()
-                self.impairing.require(seat.key)
+                self.impairing.require(seat)
                 self._outside.require(seat.network)
             except BaseException:
                 self._seats[seat.key] = before
@@ -212,7 +212,7 @@ class HouseNetwork:
             self._resting.discard(seat.key)
             try:
                 failed = await self._settle()
-                self.impairing.require(seat.key)
+                self.impairing.require(seat, starting=True)
                 self._outside.require(seat.network)
                 for port in seat.ports:
                     if where(port) in failed:
@@ -330,7 +330,8 @@ class HouseNetwork:
             self._publishing.forget()
             self._rules.forget()
         self._facts = facts
-        await asyncio.gather(self._naming.enter(), self._wiring.look(), self._rules.features())
+        looks = (self._wiring.look(), self._rules.features(), self.impairing.look())
+        await asyncio.gather(self._naming.enter(), *looks)
         await self.impairing.enter(facts.net, self._wiring.taps)
         if before is None or before.net != facts.net:
             await self._listening.open(self._namespace, (await self._rules.features()).log_group)

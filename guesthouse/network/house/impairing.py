@@ -54,27 +54,35 @@ class Impairing:
     def __init__(self, namespace: HouseNamespace, record: Path) -> None:
         self._namespace, self._file = namespace, record
         self._record = _Record(boot=boot_id(), net=0)
+        self._found: _Record | None = None
+        self._kernel: Shaping | None = None
         self.problems: dict[Key, GuesthouseError] = {}
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
-        """For `guest doctor`; none before `enter`."""
-        return capabilities(self._record.kernel) if self._record.kernel else ()
+        """For `guest doctor`; none before `look`."""
+        return capabilities(self._kernel) if self._kernel else ()
+
+    async def look(self) -> None:
+        """What this kernel can do, and what the daemon before us did. Before `enter`."""
+        if self._found is None:
+            self._found = await asyncio.to_thread(self._read)
+        if self._kernel is None and self._found is not None:
+            self._kernel = self._found.kernel
+        if self._kernel is None:
+            self._kernel = await self._asked()
 
     async def enter(self, net: int, taps: Iterable[str]) -> None:
         """We are in this namespace now, in which there are these taps."""
         there = set(taps)
         if self._record.net != net:
-            found = await asyncio.to_thread(self._read)
-            if found is None or found.net != net:
-                # What was done to taps that are there already, nobody knows.
-                kernel = found.kernel if found else None
-                found = _Record(boot=boot_id(), net=net, kernel=kernel, done=dict.fromkeys(there))
-            self._record = found
+            known = self._found if self._found is not None and self._found.net == net else None
+            # What was done to taps that are there already, nobody else knows.
+            done = dict(known.done) if known is not None else dict.fromkeys(there)
+            self._record = msgspec.structs.replace(self._record, net=net, done=done)
         # Of a namespace that is gone (its number may come again), or taken away by hand.
         self._record.done.update(dict.fromkeys(self._record.done.keys() - there))
-        if self._record.kernel is None:
-            await self._ask_kernel()
+        await self._save()
 
     async def check(self, wanted: NicImpairment) -> None:
         """Before anything is done. Where nobody has asked this kernel yet, the next start of the
@@ -110,10 +118,21 @@ class Impairing:
                 self.problems[seat.key] = error
                 log.warning("card %d of %s: %s", seat.index, seat.name, error.message)
 
-    def require(self, key: Key) -> None:
-        """:raise GuesthouseError: the impairment of this card could not be brought about."""
-        if key in self.problems:
-            raise self.problems[key]
+    def require(self, seat: Seat, *, starting: bool = False) -> None:
+        """:raise GuesthouseError: the impairment of this card could not be brought about.
+
+        :param starting: nobody asked for it just now.
+        """
+        error = self.problems.get(seat.key)
+        if isinstance(error, HostLacks) and starting:
+            raise HostLacks(
+                f"Card {seat.index} of {seat.name!r} cannot be impaired as it should: "
+                f"{error.message}",
+                hint=f"Let it be as it is: guest nic set {seat.name} {seat.index} clear",
+                **error.detail,
+            )
+        if error is not None:
+            raise error
 
     async def lost(self) -> bool:
         """Whether the kernel has lost some of it; `settle` brings that about again."""
@@ -142,17 +161,20 @@ class Impairing:
 
     async def _plan(self, tap: str, wanted: NicImpairment) -> Plan:
         try:
-            return plan(tap, wanted, self._record.kernel or Shaping())
+            return plan(tap, wanted, self._kernel or Shaping())
         except HostLacks:
-            # A module may have been loaded meanwhile: the message says so itself.
-            await self._ask_kernel()
-            return plan(tap, wanted, self._record.kernel or Shaping())
+            # A module may have been loaded meanwhile, as the error itself suggests.
+            self._kernel = await self._asked()
+            return plan(tap, wanted, self._kernel)
 
-    async def _ask_kernel(self) -> None:
+    async def _asked(self) -> Shaping:
         async def tried(argv: tuple[str, ...], data: bytes) -> bool:
             return not (await self._namespace.run(argv, input=data, check=False)).code
 
-        self._record = msgspec.structs.replace(self._record, kernel=await probe(tried))
+        return await probe(tried)
+
+    async def _save(self) -> None:
+        self._record = msgspec.structs.replace(self._record, kernel=self._kernel)
         await asyncio.to_thread(self._write)
 
     async def _note(self, tap: str, done: NicImpairment | None) -> None:
@@ -160,7 +182,7 @@ class Impairing:
             self._record.done.pop(tap, None)
         else:
             self._record.done[tap] = done
-        await asyncio.to_thread(self._write)
+        await self._save()
 
     async def _there(self) -> Mapping[str, set[str]]:
         """Devices by the kinds of their queues, and `nft`: the tables of the bridge family."""

@@ -166,7 +166,7 @@ def test_packets_are_logged_and_followed(clean: House) -> None:
             line = following.stdout.readline().decode()
         finally:
             following.terminate()
-    assert "deny" in line and "db 10." in line and "web 10." in line and "no-81" in line
+    assert "deny    tcp  db " in line and "-> web " in line and "(guest web: no-81)" in line
     last = json.loads(house.out("firewall", "log", "web", "--json").splitlines()[-1])
     assert (last["sender_name"], last["receiver_name"], last["port"]) == ("db", "web", 81)
     assert house.out("firewall", "log", "other") == ""

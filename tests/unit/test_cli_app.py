@@ -25,9 +25,15 @@ def every_command() -> list[tuple[str, click.Command]]:
     for name in COMMANDS:
         command = app.get_command(context, name)
         assert command is not None
-        found.append((name, command))
-        if isinstance(command, click.Group):
-            found += [(f"{name} {below}", one) for below, one in command.commands.items()]
+        found += with_members(name, command)
+    return found
+
+
+def with_members(path: str, command: click.Command) -> list[tuple[str, click.Command]]:
+    found = [(path, command)]
+    if isinstance(command, click.Group):
+        for below, one in command.commands.items():
+            found += with_members(f"{path} {below}", one)
     return found
 
 

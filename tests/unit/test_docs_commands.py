@@ -93,7 +93,7 @@ def unknown(words: list[str]) -> str | None:
             return name
         command = app.get_command(context, name)
         rest = words[1:]
-        if isinstance(command, click.Group):
+        while isinstance(command, click.Group):
             if not rest or rest[0].startswith("-"):
                 return None
             below = [one for one in re.split(r"[|,]", rest[0]) if one]

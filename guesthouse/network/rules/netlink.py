@@ -44,8 +44,10 @@ def changes_ours(data: bytes) -> bool:
     """Whether these messages tell of a change in one of our tables."""
     ours = {name.encode() + b"\0" for name in NAMES}
     for kind, attributes in _messages(data):
-        if kind >> 8 == _RULES and kind & 0xFF != _NEW_GENERATION:
-            return any(number == _TABLE and value in ours for number, value in attributes)
+        if kind >> 8 != _RULES or kind & 0xFF == _NEW_GENERATION:
+            continue
+        if any(number == _TABLE and value in ours for number, value in attributes):
+            return True
     return False
 
 

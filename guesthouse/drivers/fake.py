@@ -358,6 +358,17 @@ class FakeRunning:
         if name in self._plugged:
             os.close(self._plugged.pop(name))
 
+    async def folders_lack(self) -> tuple[str, str]:
+        self._enter("folders_lack")
+        return "", ""
+
+    async def plug_folder(self, name: str, connection: int) -> None:
+        self._enter("plug_folder")
+        self._plugged[name] = os.dup(connection)
+
+    async def unplug_folder(self, name: str) -> None:
+        await self.unplug_port(name)
+
     def events(self) -> AsyncIterator[DriverEvent]:
         return self.fan.listen()
 

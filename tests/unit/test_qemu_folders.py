@@ -31,8 +31,8 @@ class Monitor:
                 for at in range(3)
             ]
             return [{"devices": [{"qdev_id": "ports"}, *bridges]}]
-        if command == "qom-list-types":
-            return [{"name": folders.DEVICE}] if self.version else []
+        if command == "device-list-properties" and not self.version:
+            raise QmpFailed("Device 'vhost-user-fs-pci' not found")
         if command == "query-version":
             return {"qemu": {"major": self.version[0], "minor": self.version[1], "micro": 9}}
         self.said.append((command, arguments))

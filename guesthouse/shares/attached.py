@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from guesthouse.errors import GuesthouseError
+from guesthouse.errors import GuesthouseError, LaunchFailed
 from guesthouse.host import virtiofsd
 from guesthouse.model.share import Share, Way
 from guesthouse.shares.carrying import Carrier, Find, Inside, Ports
@@ -43,10 +43,10 @@ class GuestShares:
         """
         async with self._turn:
             await self._carrier.mount(share)
-            served = self._carrier.server(share)
-            if served is None:
-                raise GuesthouseError("The file server of the share ended at once.")
-            return served.record
+            record = self._carrier.record(share)
+            if record is None:
+                raise LaunchFailed("The file server of the share ended at once.")
+            return record
 
     async def unmount(self, share: Share) -> None:
         """Unmount, unplug and stop.
@@ -109,8 +109,7 @@ class GuestShares:
 
     def server(self, share: Share) -> ServerRecord | None:
         """Who serves it, if somebody does; host's side alone, blocking but short."""
-        served = self._carrier.server(share)
-        return served.record if served is not None else None
+        return self._carrier.record(share)
 
     def close(self) -> None:
         """Watch no more. Shares are not touched."""

@@ -19,10 +19,11 @@ import msgspec
 
 from guesthouse.errors import EngineError, GuesthouseError, LaunchFailed
 from guesthouse.host import virtiofsd
+from guesthouse.host.process import is_alive
 from guesthouse.model.share import Share, Way
 from guesthouse.shares import inside, vhost, virtiofs
 from guesthouse.shares.choosing import Choice, GuestAbilities, HostAbilities, Wanted, choose
-from guesthouse.shares.serving import FileServer, recorded
+from guesthouse.shares.serving import FileServer, ServerRecord, recorded
 
 RUN_SECONDS = 120.0
 _FOUND_SECONDS = 10
@@ -137,9 +138,15 @@ class Carrier:
             hint="It is there again after: guest restart NAME",
         )
 
+    def record(self, share: Share) -> ServerRecord | None:
+        """Who serves it, if somebody does; blocking but short, and for any thread."""
+        served = self._servers.get(share.name)
+        found = served.record if served is not None else recorded(self._place(share))
+        return found if found is not None and is_alive(found.pid, found.start_ticks) else None
+
     def server(self, share: Share) -> FileServer | None:
         """The living file server of the share, also one that an earlier daemon started; blocking
-        but short."""
+        but short, and for whoever's turn it is."""
         served = self._servers.get(share.name) or FileServer.find(self._place(share))
         if served is None or not served.alive:
             return None

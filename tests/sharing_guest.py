@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from guesthouse.errors import AgentUnavailable
+from guesthouse.errors import AgentUnavailable, EngineError, QmpFailed
 
 
 class End(NamedTuple):
@@ -27,6 +27,9 @@ class FakeGuest:
         self.seen_as = ""
         self.ports: dict[str, socket.socket] = {}
         self.log: list[str] = []
+        self.file_systems = ("fuse",)
+        self.no_folders = self.risk = ""
+        self.no_folder_fits = self.keeps_folders = False
 
     async def run(
         self, argv: Sequence[str], *, data: bytes = b"", timeout: float = 60.0
@@ -34,7 +37,8 @@ class FakeGuest:
         if self.away:
             raise AgentUnavailable("away")
         if len(argv) == 3:
-            return End(0), b"fs fuse\nsshfs\nport\n" if self.able else b"", b""
+            systems = "".join(f"fs {one}\n" for one in self.file_systems)
+            return End(0), f"{systems}sshfs\nport\n".encode() if self.able else b"", b""
         what, *words = argv[3:]
         self.log.append(f"{what} {words[0]}")
         if what == "ids":
@@ -42,6 +46,10 @@ class FakeGuest:
             return (End(77), b"", b"") if uid is None else (End(0), f"{uid}\n{gid}\n".encode(), b"")
         if what == "mounted":
             return End(0 if words[1] in self.mounted else 1), b"", b""
+        if what == "mount-virtiofs":
+            assert words[-1] in self.ports
+            self.mounted.add(words[0])
+            return End(0), b"", b""
         if what == "mount":
             if words[1] in self.broken:
                 return End(75), b"", b"sshfs: broken\n"
@@ -63,6 +71,19 @@ class FakeGuest:
     async def unplug_port(self, name: str) -> None:
         if name in self.ports:
             self.ports.pop(name).close()
+
+    async def folders_lack(self) -> tuple[str, str]:
+        return self.no_folders, self.risk
+
+    async def plug_folder(self, name: str, connection: int) -> None:
+        if self.no_folder_fits:
+            raise QmpFailed("it does not fit")
+        self.ports[name] = socket.socket(fileno=os.dup(connection))
+
+    async def unplug_folder(self, name: str) -> None:
+        if self.keeps_folders:
+            raise EngineError("The guest does not give it back.")
+        await self.unplug_port(name)
 
     def close(self) -> None:
         for port in self.ports.values():

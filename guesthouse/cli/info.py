@@ -11,6 +11,7 @@ from guesthouse.cli import output
 from guesthouse.cli.command import command, guest_argument, json_option
 from guesthouse.cli.rows import span, state_reason
 from guesthouse.cli.session import open_house
+from guesthouse.cli.sharing import share_rows
 from guesthouse.cli.table import STATE_COLOURS, show
 from guesthouse.client.house import House, guest_path
 from guesthouse.errors import GuesthouseError, InvalidTransition
@@ -60,6 +61,7 @@ def info(name: str, as_json: bool, argv: bool) -> None:
         *_state(guest),
         _BLANK,
         *_reach(guest, cards),
+        *share_rows(house, guest),
         _BLANK,
         *_size(guest, usage),
         _BLANK,
@@ -146,10 +148,6 @@ def _reach(guest: GuestView, cards: list[NicView]) -> Rows:
     for at, port in enumerate(published):
         name = "" if at else ("Port" if len(published) == 1 else "Ports")
         rows.append((name, _port(port)))
-    for at, share in enumerate(guest.spec.shares):
-        name = "" if at else ("Share" if len(guest.spec.shares) == 1 else "Shares")
-        only = ", read-only" if share.read_only else ""
-        rows.append((name, f"{share.source} -> {share.target}{only}"))
     return rows
 
 

@@ -13,9 +13,11 @@ from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.cli.table import colourful, render, show, terminal_width
-from guesthouse.errors import NotFound
+from guesthouse.client.house import House
+from guesthouse.errors import GuesthouseError, NotFound
+from guesthouse.model.reports import GuestView
 from guesthouse.model.share import Way, parse_share
-from guesthouse.model.sharing import ShareRequest, ShareView
+from guesthouse.model.sharing import ShareRequest, ShareState, ShareView
 
 
 @click.group(
@@ -88,6 +90,8 @@ def share_ls(name: str, as_json: bool) -> None:
         for one in shares:
             if one.message:
                 output.warning(f"{one.name}: {one.message}")
+            elif one.reason:
+                output.note(f"{one.name} goes by {one.reason}")
     else:
         output.note(f"{name} has no shared folders")
 
@@ -115,6 +119,28 @@ def share_request(text: str) -> ShareRequest:
     """`HOST:GUEST[:ro]`, where HOST may be relative to where we are. :raise InvalidInput:"""
     wanted = parse_share(text, at=str(Path.cwd()))
     return ShareRequest(source=wanted.source, target=wanted.target, read_only=wanted.read_only)
+
+
+def share_rows(house: House, guest: GuestView) -> list[tuple[str, str]]:
+    """For `guest info`. Asked for only where there are some; what the daemon cannot tell is left
+    out."""
+    known: dict[str, ShareView] = {}
+    if guest.spec.shares:
+        try:
+            known = {one.name: one for one in house.shares(guest.id)}
+        except GuesthouseError:
+            pass
+    rows = []
+    for at, share in enumerate(guest.spec.shares):
+        name = "" if at else ("Share" if len(guest.spec.shares) == 1 else "Shares")
+        text = f"{share.source} -> {share.target}{', read-only' if share.read_only else ''}"
+        now = known.get(share.name)
+        mounted = now is not None and now.state is ShareState.MOUNTED
+        state = "" if now is None else f" ({now.way if mounted and now.way else now.state.value})"
+        rows.append((name, text + state))
+        if now is not None and (now.message or now.reason):
+            rows.append(("", now.message or now.reason))
+    return rows
 
 
 def _row(one: ShareView) -> list[str]:

@@ -179,6 +179,27 @@ class Running(Protocol):
         """As the cable of a card is pulled and put back. :raise NotFound: no such card."""
         ...
 
+    async def folders_lack(self) -> tuple[str, str]:
+        """(Why this guest takes no device of a folder (virtiofs), why it is better not given one);
+        each empty if there is no reason."""
+        ...
+
+    async def plug_folder(self, name: str, connection: int) -> None:
+        """A virtiofs device, live; the guest mounts it by `name`, which is new.
+
+        :param connection: a connected socket with a vhost-user server behind; stays the caller's.
+
+        :raise EngineError: there is no room for more, or the server does not greet.
+        """
+        ...
+
+    async def unplug_folder(self, name: str) -> None:
+        """Have the guest give such a device back, live. Not there is fine.
+
+        :raise EngineError: it does not.
+        """
+        ...
+
     def events(self) -> AsyncIterator[DriverEvent]:
         """From the call on; ends after `exit`. Each caller has its own bounded queue.
 

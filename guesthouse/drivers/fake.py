@@ -341,6 +341,17 @@ class FakeRunning:
         self.cards.link(index, up=up)
         self._process.nics = self.cards.nics.values()
 
+    async def folders_lack(self) -> tuple[str, str]:
+        self._enter("folders_lack")
+        return "", ""
+
+    async def plug_folder(self, name: str, connection: int) -> None:
+        self._enter("plug_folder")
+        self._plugged[name] = os.dup(connection)
+
+    async def unplug_folder(self, name: str) -> None:
+        await self.unplug_port(name)
+
     def events(self) -> AsyncIterator[DriverEvent]:
         return self.fan.listen()
 

@@ -49,9 +49,11 @@ class ShareState(StrEnum):
 class ShareView(Share, kw_only=True, frozen=True):
     """A share as it is now.
 
-    :ivar message: why it failed. :ivar walls: what stands around its file server.
+    :ivar message: why it failed. :ivar reason: why it is mounted that way, and not a faster one.
+    :ivar walls: what stands around its file server.
     """
 
     state: ShareState
     message: str = ""
+    reason: str = ""
     walls: tuple[str, ...] = ()

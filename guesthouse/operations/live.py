@@ -104,6 +104,8 @@ class LiveGuest:
     async def close(self) -> None:
         """Close the channels. The guest is not touched."""
         await self.agent.close()
+        if self.shares is not None:
+            self.shares.close()
         if self.ssh is not None:
             await self.ssh.close()
 

@@ -26,11 +26,7 @@ from guesthouse.model.sharing import ShareRequest, ShareState, ShareView
 from guesthouse.operations.lifecycle import GuestOperation, GuestParams
 from guesthouse.operations.live import LiveGuest
 from guesthouse.operations.rooms import Rooms
-from guesthouse.shares.choosing import Choice, HostAbilities, Wanted, choose
 from guesthouse.shares.serving import look_at
-
-# Live guests get no virtiofs device; see docs/design/shares.md.
-_HOST = HostAbilities(virtiofs=False)
 
 
 class ShareParams(GuestParams, kw_only=True, frozen=True):
@@ -53,9 +49,8 @@ class AddShare(GuestOperation[ShareParams]):
         reason = ""
         if live is not None and live.shares is not None:
             ctx.progress(None, "mounting it in the guest")
-            reason = (await _choose(live, share)).reason
             ctx.undo(lambda: _take_back(live, share))
-            await live.shares.mount(share)
+            reason = (await live.shares.mount(share)).reason
             live.share_problems.pop(share.name, None)
         await change_shares(self.rooms, guest.id, add=share)
         return {"name": share.name, "reason": reason}
@@ -170,12 +165,6 @@ async def change_shares(
     return (await rooms.documents.guests.update(guest_id, changed)).doc
 
 
-async def _choose(live: LiveGuest, share: Share) -> Choice:
-    assert live.shares is not None
-    wanted = Wanted(read_only=share.read_only, way=share.way)
-    return choose(wanted, _HOST, await live.shares.abilities())
-
-
 async def _take_back(live: LiveGuest, share: Share) -> None:
     assert live.shares is not None
     await live.shares.unmount(share)
@@ -205,6 +194,7 @@ def _uid(requester: str) -> int:
 
 def _view(live: LiveGuest | None, share: Share) -> ShareView:
     state, message = ShareState.WAITING, ""
+    way, reason = share.way or Way.SFTP, ""
     walls: tuple[str, ...] = ()
     if live is not None and live.shares is not None:
         record = live.shares.server(share)
@@ -213,5 +203,6 @@ def _view(live: LiveGuest | None, share: Share) -> ShareView:
             state = ShareState.FAILED
         elif record is not None:
             state, walls = ShareState.MOUNTED, record.walls
-    fields = {**msgspec.structs.asdict(share), "way": share.way or Way.SFTP}
-    return ShareView(**fields, state=state, message=message, walls=walls)
+            way, reason = record.way, record.reason
+    fields = {**msgspec.structs.asdict(share), "way": way}
+    return ShareView(**fields, state=state, message=message, reason=reason, walls=walls)

@@ -17,20 +17,19 @@ ORDER = (Way.VIRTIOFS, Way.SFTP, Way.NINEP)
 
 
 class HostAbilities(Noun, kw_only=True, frozen=True):
-    """:ivar virtiofs: the house itself serves it.
+    """:ivar virtiofsd: path of the Rust virtiofsd; empty where there is none.
 
-    :ivar virtiofsd: path of the Rust virtiofsd; empty where there is none.
     :ivar virtiofsd_maps: it knows `--translate-uid` (1.13). :ivar virtiofsd_read_only: and
         `--readonly`.
-    :ivar qemu_virtiofs: QEMU has vhost-user-fs-pci. :ivar qemu_9p: and virtio-9p-pci.
+    :ivar engine: why the guest's engine takes no device of it; empty: it does.
+    :ivar risk: why it is better not given one unless somebody wants it; empty: it may.
     """
 
-    virtiofs: bool = True
     virtiofsd: str = ""
     virtiofsd_maps: bool = False
     virtiofsd_read_only: bool = False
-    qemu_virtiofs: bool = False
-    qemu_9p: bool = False
+    engine: str = ""
+    risk: str = ""
 
 
 class GuestAbilities(Noun, kw_only=True, frozen=True):
@@ -45,10 +44,11 @@ class GuestAbilities(Noun, kw_only=True, frozen=True):
 
 
 class Wanted(NamedTuple):
-    """:ivar way: None leaves it to us."""
+    """:ivar way: None leaves it to us. :ivar root: it is root of the host who shares."""
 
     read_only: bool = False
     way: Way | None = None
+    root: bool = False
 
 
 class Choice(Noun, kw_only=True, frozen=True):
@@ -93,21 +93,26 @@ Look = Callable[[Wanted, HostAbilities, GuestAbilities], Lack | None]
 
 
 def _virtiofs(wanted: Wanted, host: HostAbilities, guest: GuestAbilities) -> Lack | None:
-    if not host.virtiofs:
-        return Lack("this house does not serve it", "Use sftp.")
     if not host.virtiofsd:
         return Lack(
             "the host has no virtiofsd",
             "Install it: apt install virtiofsd (Debian 13; Debian 12 has only one that is root's)",
         )
-    if not host.qemu_virtiofs:
-        return Lack("QEMU has no vhost-user-fs-pci", "Install a QEMU that was built with it.")
     if not host.virtiofsd_maps or (wanted.read_only and not host.virtiofsd_read_only):
         cannot = "keep a share read-only" if host.virtiofsd_maps else "map owners"
         return Lack(f"this virtiofsd cannot {cannot}", "Install virtiofsd 1.13 or newer.")
+    if host.engine:
+        return Lack(host.engine, "Use sftp.")
+    if wanted.way is None and (risk := host.risk or _risk_of(wanted)):
+        return Lack(risk, "Use --way virtiofs.")
     if "virtiofs" not in guest.file_systems:
         return Lack("the guest's kernel has no virtiofs", "Use a newer kernel in it.", guest=True)
     return None
+
+
+def _risk_of(wanted: Wanted) -> str:
+    # virtiofsd lets a guest set any mode, and there is no option against that.
+    return "a guest could leave set-uid programs of root's in the folder" if wanted.root else ""
 
 
 def _sftp(_wanted: Wanted, _host: HostAbilities, guest: GuestAbilities) -> Lack | None:
@@ -120,9 +125,7 @@ def _sftp(_wanted: Wanted, _host: HostAbilities, guest: GuestAbilities) -> Lack 
     return None
 
 
-def _ninep(_wanted: Wanted, host: HostAbilities, guest: GuestAbilities) -> Lack | None:
-    if not host.qemu_9p:
-        return Lack("QEMU has no virtio-9p-pci", "Install a QEMU that was built with it.")
+def _ninep(_wanted: Wanted, _host: HostAbilities, guest: GuestAbilities) -> Lack | None:
     if "9p" not in guest.file_systems:
         return Lack(
             "the guest's kernel has no 9p", "Debian's linux-image-amd64 has it.", guest=True

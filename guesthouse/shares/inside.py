@@ -23,7 +23,9 @@ _OPTIONS = (
     "dcache_timeout=1", "entry_timeout=1", "attr_timeout=1", "negative_timeout=0",
 )  # fmt: skip
 
-_NO_SSHFS, _NO_FUSE, _NO_PORT, _NO_FOLDER, _NOT_MOUNTED, _BUSY, _NO_USER = range(71, 78)
+_NO_SSHFS, _NO_FUSE, _NO_PORT, _NO_FOLDER, _NOT_MOUNTED, _BUSY, _NO_USER, _NO_VIRTIOFS = range(
+    71, 79
+)
 
 _MOUNTED = """\
 mounted() {
@@ -89,6 +91,23 @@ turn=0
 until mounted; do
   turn=$((turn + 1))
   if [ $turn -gt $turns ] || [ -s "$log" ]; then cat "$log" >&2; exit {_NOT_MOUNTED}; fi
+  sleep 0.1
+done
+"""
+)
+
+# Until the guest has noticed the device, `mount` says that there is no such tag.
+_MOUNT_VIRTIOFS = (
+    _MOUNTED
+    + f"""\
+target=$1 coded=$2 options=$3 turns=$4 tag=$5
+while mounted; do umount -l -- "$target" || break; done
+modprobe virtiofs >/dev/null 2>&1
+grep -qw virtiofs /proc/filesystems || exit {_NO_VIRTIOFS}
+mkdir -p -- "$target" || exit {_NO_FOLDER}
+turn=0
+until said=$(mount -t virtiofs -o "$options" "$tag" "$target" 2>&1); do
+  turn=$((turn + 1)); [ $turn -gt $turns ] && {{ echo "$said" >&2; exit {_NOT_MOUNTED}; }}
   sleep 0.1
 done
 """
@@ -192,12 +211,14 @@ def is_mounted(share: Share) -> list[str]:
     return ["sh", "-c", text, "mounted", _coded(share.target), share.target]
 
 
-def mount_virtiofs(share: Share, tag: str) -> list[str]:
-    options = ["-o", "ro"] if share.read_only else []
-    text = f'{_MOUNTED}coded=$1 target=$2\nmounted && exit 0\nmkdir -p -- "$target" || exit '
-    text += f'{_NO_FOLDER}\nshift 2\nexec mount -t virtiofs "$@"\n'
-    words = [_coded(share.target), share.target, *options, "--", tag, share.target]
-    return ["sh", "-c", text, "mount", *words]
+def mount_virtiofs(share: Share, tag: str, *, seconds: int = MOUNT_SECONDS) -> list[str]:
+    """The command that mounts the device that has just been plugged in.
+
+    What an earlier device left mounted there is dead, and let go.
+    """
+    options = "ro" if share.read_only else "rw"
+    words = [share.target, _coded(share.target), options, str(seconds * 10), tag]
+    return ["sh", "-c", _MOUNT_VIRTIOFS, "mount-virtiofs", *words]
 
 
 def unmount(share: Share) -> list[str]:
@@ -216,6 +237,9 @@ def check_mounted(share: Share, code: int | None, errors: bytes) -> None:
         ),
         _NO_FUSE: AgentUnsupported(
             "The guest's kernel has no FUSE.", hint="Use a kernel that has it."
+        ),
+        _NO_VIRTIOFS: AgentUnsupported(
+            "The guest's kernel has no virtiofs.", hint="Use a newer kernel in it, or --way sftp."
         ),
         _NO_PORT: EngineError(
             f"The guest did not notice the port of the share {share.name}.",

@@ -15,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import msgspec
 from guesthouse.errors import DeadlineExceeded, InvalidInput, LaunchFailed, NotFound
 from guesthouse.host.process import ProcessHandle, start_ticks, wait_pidfd
 from guesthouse.model.document import Noun, decode_strict, encode
-from guesthouse.model.share import Share
+from guesthouse.model.share import Share, Way
 
 _PROGRAM = Path(__file__).parent / "server" / "__main__.py"
 _READY_SECONDS = 20.0
@@ -43,6 +44,8 @@ class ServerRecord(Noun, kw_only=True, frozen=True):
     """What the daemon writes down about a running file server.
 
     :ivar walls: `namespace`, `landlock`: what stands around it. :ivar missing: what does not, why.
+    :ivar way: how the guest gets at it. :ivar reason: why that way; one sentence.
+    :ivar device: the guest's device, where the way has one.
     """
 
     pid: int
@@ -50,6 +53,19 @@ class ServerRecord(Noun, kw_only=True, frozen=True):
     share: Share
     walls: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    way: Way = Way.SFTP
+    reason: str = ""
+    device: str = ""
+
+
+class Standing(NamedTuple):
+    """What a record says beside the process."""
+
+    walls: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    way: Way = Way.SFTP
+    reason: str = ""
+    device: str = ""
 
 
 def look_at(path: str, *, field: str = "source") -> Source:
@@ -85,12 +101,19 @@ class FileServer:
 
     @classmethod
     async def start(
-        cls, share: Share, connection: int, *, guest: tuple[int, int], place: Path
+        cls,
+        share: Share,
+        connection: int,
+        *,
+        guest: tuple[int, int],
+        place: Path,
+        reason: str = "",
     ) -> FileServer:
         """Serve `share` on `connection`, a connected socket, which stays the caller's.
 
         :param guest: (uid, gid) that the guest knows the sharing user by.
         :param place: where to keep the record; `.log` beside it takes its messages.
+        :param reason: why this way, for people.
         :raise InvalidInput: the folder has gone. :raise LaunchFailed: it did not come up.
         """
         source = await asyncio.to_thread(look_at, share.source)
@@ -98,37 +121,57 @@ class FileServer:
             "source": source.path,
             "identity": [source.device, source.inode],
             "host": [share.host_uid, share.host_gid],
-            "groups": await asyncio.to_thread(_groups, share),
+            "groups": await asyncio.to_thread(groups_of, share),
             "guest": guest,
             "read_only": share.read_only,
         }
         child = await asyncio.to_thread(_spawn, config, connection, place.with_suffix(".log"))
+
+        async def stands() -> Standing:
+            told = await _told(child)
+            return Standing(tuple(told["walls"]), tuple(told["missing"]), reason=reason)
+
+        return await cls.take_in(child, share, stands(), place=place)
+
+    @classmethod
+    async def take_in(
+        cls,
+        child: subprocess.Popen[bytes],
+        share: Share,
+        stands: Coroutine[None, None, Standing],
+        *,
+        place: Path,
+    ) -> FileServer:
+        """Wait until a child that was just started serves, and write it down.
+
+        :param stands: ends once it does, with what is to be recorded. Whatever it raises ends the
+            child.
+        :raise LaunchFailed: it did not come up.
+        """
         try:
+            standing = await stands
             ticks = start_ticks(child.pid)
             process = ProcessHandle.open(child.pid, ticks)
-            told = await _told(child)
         except BaseException as error:
+            stands.close()
             child.kill()
             await asyncio.shield(asyncio.to_thread(child.wait))
             if isinstance(error, NotFound):
                 raise LaunchFailed("The file server ended at once.") from error
             raise
-        record = ServerRecord(
-            pid=child.pid, start_ticks=ticks, share=share,
-            walls=tuple(told["walls"]), missing=tuple(told["missing"]),
-        )  # fmt: skip
+        record = ServerRecord(pid=child.pid, start_ticks=ticks, share=share, **standing._asdict())
         await asyncio.to_thread(_write, place, encode(record))
         return cls(record, process, child)
 
     @classmethod
     def find(cls, place: Path) -> FileServer | None:
         """The one whose record lies at `place`, if it lives; blocking but short."""
+        record = recorded(place)
         try:
-            record = decode_strict(place.read_bytes(), ServerRecord, what="record")
-            process = ProcessHandle.open(record.pid, record.start_ticks)
-        except (OSError, InvalidInput, NotFound):
-            return None
-        return cls(record, process, None)
+            process = ProcessHandle.open(record.pid, record.start_ticks) if record else None
+        except NotFound:
+            process = None
+        return cls(record, process, None) if record and process else None
 
     @property
     def alive(self) -> bool:
@@ -150,7 +193,16 @@ class FileServer:
         self._process.close()
 
 
-def _groups(share: Share) -> list[int]:
+def recorded(place: Path) -> ServerRecord | None:
+    """What lies at `place`, whether it lives or not; blocking but short."""
+    try:
+        return decode_strict(place.read_bytes(), ServerRecord, what="record")
+    except (OSError, InvalidInput):
+        return None
+
+
+def groups_of(share: Share) -> list[int]:
+    """All groups of the sharing user; blocking."""
     try:
         name = pwd.getpwuid(share.host_uid).pw_name
     except KeyError:

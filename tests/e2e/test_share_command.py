@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +77,49 @@ def test_shares_come_and_go_while_it_runs(house: House, site: Path) -> None:
     assert house.json("share", "ls", "m1") == []
     refused = house.run("share", "add", "m1", "/etc:/mnt/etc", ok=False)
     assert refused.returncode == 2 and b"--system-folder" in refused.stderr
+
+
+def test_a_file_server_that_is_killed_is_replaced_by_itself(house: House, tmp_path: Path) -> None:
+    """Nobody asks for it, with a daemon that started the server, and with one that found it."""
+    (tmp_path / "page").write_text("from the host\n")
+    house.run("share", "add", "m1", f"{tmp_path}:/srv/kept")
+    for again in (False, True):
+        if again:
+            house.kill_daemon()
+            until(lambda: house.json("share", "ls", "m1")[0]["state"] == "mounted", say="found")
+        killed = server(house)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda old=killed: server(house) not in (None, old), say="another serves")
+        until(
+            lambda: (
+                house.run("exec", "m1", "--", "cat", "/srv/kept/page", ok=False).stdout
+                == b"from the host\n"
+            ),
+            say="the guest has it again",
+        )
+        assert house.json("share", "ls", "m1")[0]["state"] == "mounted"
+    sh(house, "echo back >/srv/kept/reply")
+    assert (tmp_path / "reply").read_text() == "back\n"
+    house.run("share", "rm", "m1", "/srv/kept")
+    assert server(house) is None
+
+
+def server(house: House) -> int | None:
+    """Pid of the file server that the guest's runtime folder tells of."""
+    for record in house.folder.glob("run/*/guests/*/share-kept.json"):
+        try:
+            return int(json.loads(record.read_bytes())["pid"])
+        except FileNotFoundError:
+            pass
+    return None
+
+
+def test_the_choice_and_its_reason_are_shown(house: House, tmp_path: Path) -> None:
+    said = house.run("share", "add", "m1", f"{tmp_path}:/srv/why:ro").stderr.decode()
+    assert "sftp: the house's file server over a virtio-serial port (no virtiofs: " in said
+    [share] = house.json("share", "ls", "m1")
+    assert share["way"] == "sftp" and share["reason"] in said
+    assert share["reason"] in house.run("share", "ls", "m1").stderr.decode()
+    shown = house.out("info", "m1")
+    assert f"{tmp_path} -> /srv/why, read-only (sftp)" in shown and share["reason"] in shown
+    house.run("share", "rm", "m1", "/srv/why")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from guesthouse.errors import AgentUnsupported, HostLacks
@@ -13,10 +15,8 @@ FULL_HOST = HostAbilities(
     virtiofsd="/usr/libexec/virtiofsd",
     virtiofsd_maps=True,
     virtiofsd_read_only=True,
-    qemu_virtiofs=True,
-    qemu_9p=True,
 )
-BOOKWORM = HostAbilities(qemu_virtiofs=True, qemu_9p=True)
+BOOKWORM = HostAbilities()
 OURS = GuestAbilities(file_systems=frozenset({"fuse", "virtiofs"}), sshfs=True)
 
 
@@ -38,12 +38,12 @@ def test_debian_12_takes_sftp_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("host", "guest", "word"),
     [
-        ({"qemu_virtiofs": False}, OURS, "vhost-user-fs-pci"),
+        ({"engine": "QEMU has no vhost-user-fs-pci"}, OURS, "no vhost-user-fs-pci"),
         ({"virtiofsd_maps": False}, OURS, "map owners"),
         ({}, GuestAbilities(file_systems=frozenset({"fuse"}), sshfs=True), "no virtiofs"),
     ],
 )
-def test_what_keeps_virtiofs_out(host: dict[str, bool], guest: GuestAbilities, word: str) -> None:
+def test_what_keeps_virtiofs_out(host: dict[str, Any], guest: GuestAbilities, word: str) -> None:
     fields = {name: getattr(FULL_HOST, name) for name in FULL_HOST.__struct_fields__}
     found = choose(Wanted(), HostAbilities(**{**fields, **host}), guest)
     assert found.way is Way.SFTP and word in found.reason
@@ -76,16 +76,15 @@ def test_no_way_names_the_easiest_cure() -> None:
         choose(Wanted(), BOOKWORM, GuestAbilities(sshfs=True))
 
 
+def test_roots_shares_go_by_virtiofs_only_if_wanted() -> None:
+    found = choose(Wanted(root=True), FULL_HOST, OURS)
+    assert found.way is Way.SFTP and "set-uid programs of root" in found.reason
+    assert choose(Wanted(root=True, way=Way.VIRTIOFS), FULL_HOST, OURS).way is Way.VIRTIOFS
+
+
 def a_share(**fields: object) -> Share:
     given = {"name": "src", "source": "/home/ada/src", "target": "/src"}
-    return Share(**{**given, "host_uid": 1000, "host_gid": 1000, **fields})  # type: ignore[arg-type]
-
-
-def test_virtiofsd_says_what_it_can() -> None:
-    rust = "--shared-dir <DIR> --sandbox <KIND> --translate-uid <MAP> --readonly"
-    assert virtiofs.abilities(rust) == virtiofs.Abilities(rust=True, maps=True, read_only=True)
-    assert not virtiofs.abilities("  -o source=PATH  shared directory tree").rust
-    assert not virtiofs.abilities("--shared-dir --sandbox").maps
+    return Share(**{**given, "host_uid": 1000, "host_gid": 1003, **fields})  # type: ignore[arg-type]
 
 
 def test_the_command_line_of_virtiofsd() -> None:
@@ -94,28 +93,21 @@ def test_the_command_line_of_virtiofsd() -> None:
         "/v",
         "--fd=5",
         "--shared-dir=/home/ada/src",
-        "--tag=house.src",
         "--sandbox=namespace",
         "--inode-file-handles=never",
         "--cache=auto",
         "--announce-submounts",
-        "--translate-uid=squash-guest:0:0:4294967295",
-        "--translate-uid=host:0:1001:1",
-        "--translate-gid=squash-guest:0:0:4294967295",
-        "--translate-gid=host:0:1002:1",
+        "--translate-uid=squash-guest:0:1000:4294967295",
+        "--translate-uid=host:1000:1001:1",
+        "--translate-gid=squash-guest:0:1003:4294967295",
+        "--translate-gid=host:1003:1002:1",
         "--readonly",
     ]
-    assert "--readonly" not in virtiofs.daemon("/v", a_share(), "/x", 5, guest=(1, 1))
+    roots = virtiofs.daemon("/v", a_share(host_uid=0, host_gid=0), "/x", 5, guest=(1, 1))
+    assert "--readonly" not in roots and "--modcaps=-mknod" in roots
+    assert "--translate-uid=host:0:1:1" in roots
 
 
-def test_the_device_of_virtiofs() -> None:
-    assert virtiofs.device(a_share(), "7", "bus=plug0") == [
-        "-chardev",
-        "socket,id=share-src,fd=7",
-        "-device",
-        "vhost-user-fs-pci,id=share-src,chardev=share-src,tag=house.src,queue-size=1024,bus=plug0",
-    ]
-    (_, chardev), (command, device) = virtiofs.plug(a_share(), "fd-src", "plug1")
-    assert chardev["id"] == "share-src" and command == "device_add"
-    assert device["bus"] == "plug1" and device["tag"] == "house.src"
-    assert len(virtiofs.tag(a_share(name="x" * 60)).encode()) == 36
+def test_tags_are_short_and_never_the_same() -> None:
+    tags = {virtiofs.new_tag(a_share(name="x" * 60)) for _ in range(9)}
+    assert len(tags) == 9 and max(map(len, tags)) <= 36

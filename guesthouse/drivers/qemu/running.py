@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from guesthouse.drivers.base import VNC_SOCKET, DriverEvent, Exit
 from guesthouse.drivers.events import Fanout
-from guesthouse.drivers.qemu import exits, plugging, screenshot
+from guesthouse.drivers.qemu import exits, folders, plugging, screenshot
 from guesthouse.drivers.qemu.cards import Cards
 from guesthouse.drivers.qemu.keeping import KeeperLink
 from guesthouse.drivers.qemu.opening import QMP_SOCKET, remove_sockets
@@ -167,6 +167,15 @@ class QemuRunning:
 
     async def set_link(self, index: int, *, up: bool) -> None:
         await self._alive(self._cards.link(index, self._monitor(), up=up))
+
+    async def folders_lack(self) -> tuple[str, str]:
+        return await self._alive(folders.lacks(self._monitor(), self._record.argv))
+
+    async def plug_folder(self, name: str, connection: int) -> None:
+        await self._alive(folders.plug(self._monitor(), name, connection))
+
+    async def unplug_folder(self, name: str) -> None:
+        await self._alive(folders.unplug(self._monitor(), name))
 
     def events(self) -> AsyncIterator[DriverEvent]:
         return self._fan.listen()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from guesthouse.host.namespace.entering import tool_environment
 from guesthouse.model.folders import resolve
 
 from .conftest import House, until
@@ -129,7 +130,10 @@ class NetworkHouse(House):
         if self.record("namespace.json")["user"] is not None:
             spaces += ["--user", "--preserve-credentials"]
         argv = ("nsenter", f"--target={self.holder}", *spaces, "--", *argv)
-        return subprocess.run(argv, check=True, capture_output=True, timeout=60).stdout.decode()
+        done = subprocess.run(
+            argv, env=tool_environment(), check=True, capture_output=True, timeout=60
+        )
+        return done.stdout.decode()
 
     @contextmanager
     def without_rules(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.rootless
 
 
 class Monitor:
-    """A QEMU whose first two places are taken, one of them since a moment."""
+    """A QEMU whose last two places are taken, one of them since a moment."""
 
     def __init__(self) -> None:
         self.said: list[tuple[str, Any]] = []
@@ -27,8 +27,8 @@ class Monitor:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         if command == "query-pci":
             bridges = [
-                {"qdev_id": f"plug{at}", "pci_bridge": {"devices": [{}]} if at == 0 else {}}
-                for at in range(3)
+                {"qdev_id": f"plug{at}", "pci_bridge": {"devices": [{}]} if at == 7 else {}}
+                for at in range(8)
             ]
             return [{"devices": [{"qdev_id": "ports"}, *bridges]}]
         if command == "device-list-properties" and not self.version:
@@ -41,7 +41,7 @@ class Monitor:
         return None
 
 
-async def test_it_goes_into_the_first_place_that_is_free() -> None:
+async def test_it_goes_into_the_last_place_that_is_free() -> None:
     monitor = Monitor()
     monitor.refuses["device_add"] = ["PCI: slot 0 function 0 not available for vhost-user-fs-pci"]
     await folders.plug(monitor, "house.a.1", 9)  # type: ignore[arg-type]  # as far as it is used
@@ -62,8 +62,8 @@ async def test_it_goes_into_the_first_place_that_is_free() -> None:
                 "backend": {"type": "socket", "data": {"addr": address, "server": False}},
             },
         ),
-        ("device_add", {**device, "bus": "plug1"}),
-        ("device_add", {**device, "bus": "plug2"}),
+        ("device_add", {**device, "bus": "plug6"}),
+        ("device_add", {**device, "bus": "plug5"}),
     ]
 
 

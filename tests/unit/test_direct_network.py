@@ -13,7 +13,7 @@ from guesthouse.model.network import NetworkKind
 from guesthouse.network.house.direct import ends_of, host_end
 from guesthouse.network.house.hostside import routes
 
-from ..bridged_host import ADDRESS, GATEWAY, BridgedHost, in_host
+from ..bridged_host import ADDRESS, ADDRESS6, GATEWAY, BridgedHost, in_host
 from ..firewall_kernel import Space
 from ..house_network import ASK, SAY, TestHouse, network, test_house
 from .namespace_house import need_ids, need_tun
@@ -91,6 +91,13 @@ async def test_the_host_is_connected_and_nobody_else(host: BridgedHost, tmp_path
         assert await says(host.host, web.address, 7000) == "hello"
         assert await asks(host.host, "10.201.1.1", "web") == f"0 {web.address}"
         assert not await says(host.lan, web.address, 7000), "only the host"
+        await web.echo(7006, ip="::")
+        assert await says(host.host, web.address6, 7006) == "hello"
+        host.host.ok("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        host.lan.ok("ip", "route", "add", "fd42:201:1::/64", "via", ADDRESS6)
+        before = (await house.network.counters())["wall/unsolicited"].packets
+        assert not await says(host.lan, web.address6, 7006), "nor by IPv6"
+        assert (await house.network.counters())["wall/unsolicited"].packets > before
         assert not await web.ping(ADDRESS, wait=1.0), "and it is no way out to the host"
         house.records.own[0] = lan
         await house.network.refresh()

@@ -272,6 +272,7 @@ class HouseNetwork:
             host=self._host.addresses,
             lan=tuple(dict.fromkeys((*PRIVATE, *self._host.networks))),
             direct=self._outside.direct,
+            direct_hosts=self._outside.direct_hosts,
             features=await self._rules.features(),
         )
 

@@ -118,11 +118,18 @@ class Direct:
         self._namespace = namespace
         self._seed, self.name = str(runtime), host_end(runtime)
         self._done: object = None
+        self._ends_now: Ends | None = None
 
     @property
     def device(self) -> str:
         """Its end in the house; empty where there is none."""
         return DEVICE if self._done else ""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The host's addresses on it."""
+        words = self._ends_now.words if self._done and self._ends_now else {}
+        return tuple(words[name] for name in ("host4", "host6") if words)
 
     async def settle(self, networks: Sequence[Network]) -> None:
         """These networks are reached over it, and no others. Without any it is not there.
@@ -153,7 +160,7 @@ class Direct:
         holder = 0 if there else self._namespace.facts.pid
         await batch(host_lines(self.name, ends, networks, before, holder=holder))
         await self._inside(ends, networks)
-        self._done = wanted
+        self._done, self._ends_now = wanted, ends
 
     @property
     def _may_be(self) -> bool:

@@ -31,6 +31,11 @@ class Outside:
         """The device that leads to the host without translation; empty where there is none."""
         return self._direct.device
 
+    @property
+    def direct_hosts(self) -> tuple[str, ...]:
+        """The host's addresses there."""
+        return self._direct.hosts
+
     async def settle(self, networks: Sequence[Network]) -> None:
         """Bridged networks have their ports to the host's interfaces, routed and connected ones
         their routes.

@@ -12,7 +12,7 @@ from guesthouse.network.rules.cards import (
     card_chains,
     offer_sets,
     published_line,
-    unsolicited_line,
+    unsolicited_lines,
 )
 from guesthouse.network.rules.ruleset import Ruleset, of_kind
 from guesthouse.network.rules.statements import MARKS, outward, refuse_lines
@@ -139,7 +139,7 @@ def _forwarding(table: Table, ruleset: Ruleset) -> None:
             "oifname . ip6 daddr vmap @receivers6",
             _shut(table, Wall.NETWORK),
             published_line(table),
-            f"oifname @natted {unsolicited_line(table, ruleset)}",
+            *(f"oifname @natted {line}" for line in unsolicited_lines(table, ruleset)),
         ],
         hook="filter forward filter accept",
     )

@@ -108,6 +108,7 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
     :ivar lan: what the host is attached to. :ivar uplink: the device that leads out.
     :ivar direct: another one, without translation: for routed networks, and for the host to those
         that it is connected to; empty where there is none.
+    :ivar direct_hosts: the host's addresses there.
     """
 
     networks: tuple[Network, ...] = ()
@@ -119,6 +120,7 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
     lan: tuple[str, ...] = PRIVATE
     uplink: str = "tap0"
     direct: str = ""
+    direct_hosts: tuple[str, ...] = ()
     features: Features = Features()
 
     @cached_property
@@ -189,6 +191,8 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
         """
         for index, card in enumerate(self.cards):
             self._check_card(card, f"cards[{index}]")
+        for index, address in enumerate(self.direct_hosts):
+            _check_spelling(address, f"direct_hosts[{index}]")
         for index, port in enumerate(self.published):
             _check_spelling(port.address, f"published[{index}].address")
         for name, values in (

@@ -82,7 +82,7 @@ def house(case: dict[str, Any]) -> Ruleset:
     """:raise InvalidInput: the case is not right."""
     networks = case.get("networks", {"lan": {}})
     guests = case.get("guests", {})
-    keys = ("published", "host", "lan", "uplink")
+    keys = ("published", "host", "lan", "uplink", "direct", "direct_hosts")
     raw: dict[str, Any] = {key: case[key] for key in keys if key in case}
     raw["features"] = case.get("features", COMMON)
     raw["networks"] = [network(n, name, networks[name]) for n, name in enumerate(networks, 1)]

@@ -1,4 +1,4 @@
-"""`guest network ls|create|info|rm`; `set` and `confirm` are next door."""
+"""`guest network ls|create|info|rm`; what else there is has rooms next door."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from guesthouse.cli import output
 from guesthouse.cli.bridging import create_bridged, network_confirm
 from guesthouse.cli.command import command, complete_networks, json_option, yes_option
+from guesthouse.cli.connecting import network_connect, network_disconnect
 from guesthouse.cli.family import Family
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.network_set import network_set, parse_range
@@ -112,7 +113,8 @@ def network_create(
     """Make a network. It costs nothing until a guest starts on it.
 
     nat: guests reach the world under this host's address. isolated: they reach each other alone.
-    routed: they reach the world under their own addresses, to which somebody must route.
+    routed: they reach the world under their own addresses, to which somebody must route; for the
+    machine's house.
     bridged: they are on the network of an interface of this host, which must be said to be reached
     still: within 30 seconds, or all is as it was (guest network confirm). At this machine that is
     done for you; over SSH you are asked, and --yes answers.
@@ -134,10 +136,13 @@ def network_create(
     submit = partial(house.create_network, request)
     if request.kind is NetworkKind.BRIDGED:
         submit = partial(create_bridged, house, request, yes=yes)
-    carry_out(house, [Wish(name, submit)])
+    jobs = carry_out(house, [Wish(name, submit)])
     made = house.network(name)
     where = " and ".join(text for text in (made.subnet4, made.subnet6) if text) or _outside(made)
     output.result(f"Created network {made.name} ({made.kind.value}, {where})")
+    if made.kind in (NetworkKind.BRIDGED, NetworkKind.ROUTED):  # what others must do for it
+        for line in house.job_log(jobs[0].id).splitlines():
+            output.note(line)
 
 
 def _outside(made: NetworkView) -> str:
@@ -171,6 +176,8 @@ def network_info(name: str, as_json: bool) -> None:
         rows.append(("Given out", f"{found.dhcp.first} to {found.dhcp.last}"))
     if found.clashes:
         rows.append(("Out of reach", f"{_clashes(found)}: this host has a route of its own there"))
+    if found.connected:
+        rows.append(("Connected", "this host has a route there"))
     rows += [
         ("Domain", found.domain or "none"),
         ("MTU", f"{found.mtu} bytes"),
@@ -263,6 +270,8 @@ for _command in (
     network_ls,
     network_create,
     network_confirm,
+    network_connect,
+    network_disconnect,
     network_info,
     network_set,
     network_rm,

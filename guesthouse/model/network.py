@@ -59,6 +59,7 @@ class Network(Document, kw_only=True, frozen=True):
     :ivar uplink: of `bridged` the host's interface; empty otherwise. `vlan`: of it; 0 for none.
     :ivar host_access: guests reach the host's own addresses without a rule.
     :ivar lan_access: guests reach the networks that the host is attached to without a rule.
+    :ivar connected: the host has a route to its guests, and asks the house for their names.
     :ivar firewall: of all its guests.
     """
 
@@ -73,6 +74,7 @@ class Network(Document, kw_only=True, frozen=True):
     vlan: int = 0
     host_access: bool = False
     lan_access: bool = True
+    connected: bool = False
     firewall: Firewall = Firewall()
     created_at: float
 

@@ -54,7 +54,10 @@ class NetworkRequest(Noun, kw_only=True, frozen=True):
 
 class NetworkChange(Noun, kw_only=True, frozen=True):
     """What to change of a network; null or absent leaves a field alone. Its subnets and its kind
-    stay: guests have their addresses there."""
+    stay: guests have their addresses there.
+
+    :ivar connected: the host gets a route to its guests; for the machine's house alone.
+    """
 
     name: NetworkName | None = None
     dhcp: DhcpRange | None = None
@@ -62,6 +65,7 @@ class NetworkChange(Noun, kw_only=True, frozen=True):
     mtu: Mtu | None = None
     host_access: bool | None = None
     lan_access: bool | None = None
+    connected: bool | None = None
 
 
 class NetworkMember(Noun, kw_only=True, frozen=True):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
+from pathlib import Path
 
 import msgspec
 
-from guesthouse.errors import Conflict, InvalidInput
+from guesthouse.errors import Conflict, HostLacks, InvalidInput
+from guesthouse.host.spawn import run
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.bridging import check_bridged
 from guesthouse.model.network import Lease, Network, NetworkKind, check_network
 from guesthouse.model.networking import NetworkChange, NetworkRequest
 from guesthouse.network.bridged.forwarding import forward_trouble
+from guesthouse.network.bridged.hostlink import check_may_change
 from guesthouse.network.bridged.moves import CONFIRM_SECONDS
+from guesthouse.network.house.direct import host_end
 from guesthouse.operations.rooms import Rooms
 
 
@@ -133,3 +139,78 @@ def learned(rooms: Rooms, network: Network) -> list[Lease]:
         six = next((one for one in said if ":" in one), "")
         found.append(msgspec.structs.replace(lease, address4=four, address6=six))
     return found
+
+
+def check_direct(network: Network) -> None:
+    """Whether packets of its guests can go to the host as they are.
+
+    :raise HostLacks: this house may not change the host's network. :raise InvalidInput: its kind.
+    """
+    if network.kind in (NetworkKind.ISOLATED, NetworkKind.BRIDGED):
+        why = "nothing comes in" if network.kind is NetworkKind.ISOLATED else "it is reached anyway"
+        raise InvalidInput(
+            f"Network {network.name} is {network.kind.value}: {why}.", field="connected"
+        )
+    try:
+        check_may_change()
+    except HostLacks as error:
+        what = (
+            "A routed network" if network.kind is NetworkKind.ROUTED else "A way in from this host"
+        )
+        raise HostLacks(
+            f"{what} takes an interface and routes on the host itself, which only the machine's "
+            "house may make (root, CAP_NET_ADMIN). The uplink of this one (slirp4netns) carries "
+            "connections under its own address.",
+            hint="Publish ports: guest publish; or use the machine's house, as root: "
+            "guesthoused --system",
+            capability=str(error.detail.get("capability", "bridging")),
+        ) from None
+
+
+async def tell_routed(rooms: Rooms, ctx: JobContext, network: Network) -> None:
+    """What others must do for it: nothing of that is done unasked."""
+    device = host_end(rooms.folders.runtime)
+    subnets = [text for text in (network.subnet4, network.subnet6) if text]
+    ctx.log(f"routers of the network outside must send {' and '.join(subnets)} to this host")
+    for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        if _setting(key) != "1":
+            ctx.log(f"this host forwards nothing yet: sysctl -w net.{key.replace('/', '.')}=1")
+    trouble = await forward_trouble(bridged=False, device=device)
+    if trouble:
+        ctx.log(trouble)
+
+
+async def tell_names(rooms: Rooms, ctx: JobContext, network: Network) -> None:
+    """Names of its guests, for programs of this host; where that is not to be had, how to ask."""
+    device = host_end(rooms.folders.runtime)
+    lines = resolver_commands(network, device)
+    others = [n for n in rooms.view.networks.values() if n.connected and n.id != network.id]
+    if lines and not others and shutil.which("resolvectl"):
+        for argv in lines:
+            await run(argv, check=False)
+        ctx.log(f"names below {network.domain} are asked for at {network.gateway4}")
+        return
+    ctx.log(f"names of its guests: dig @{network.gateway4 or network.gateway6} NAME")
+    for argv in lines:
+        ctx.log(f"with systemd-resolved: {shlex.join(argv)}")
+
+
+def resolver_commands(network: Network, device: str) -> list[list[str]]:
+    """For systemd-resolved (resolvectl(1)): only names below the network's domain are asked there.
+
+    They go with the interface.
+    """
+    if not network.domain:
+        return []
+    server = network.gateway4 or network.gateway6
+    return [
+        ["resolvectl", "dns", device, server],
+        ["resolvectl", "domain", device, f"~{network.domain}"],
+    ]
+
+
+def _setting(key: str) -> str:
+    try:
+        return Path(f"/proc/sys/net/{key}").read_text().strip()
+    except OSError:
+        return ""

@@ -36,9 +36,12 @@ from guesthouse.operations.bridging import (
     bring_up,
     check_bridged_change,
     check_bridged_request,
+    check_direct,
     check_host,
     design_bridged,
     learned,
+    tell_names,
+    tell_routed,
 )
 from guesthouse.operations.firewall_names import log_naming
 from guesthouse.operations.rooms import Rooms
@@ -69,6 +72,10 @@ class CreateNetwork(Operation[CreateNetworkParams]):
         bridged = params.wanted.kind is NetworkKind.BRIDGED
         if bridged and not ctx.has_step("create"):
             await check_host(self.rooms, design_bridged(params.network, params.wanted))
+        if params.wanted.kind is NetworkKind.ROUTED:
+            check_direct(
+                Network(id="", name=params.wanted.name, kind=NetworkKind.ROUTED, created_at=0)
+            )
         await ctx.step("create")
         if bridged:
             ctx.undo(lambda: unmake_network(self.rooms, params.network))
@@ -76,6 +83,8 @@ class CreateNetwork(Operation[CreateNetworkParams]):
             made = await make_network(self.rooms, params.network, params.wanted)
         if bridged:
             await bring_up(self.rooms, ctx, made)
+        if made.kind is NetworkKind.ROUTED:
+            await tell_routed(self.rooms, ctx, made)
         return {"network": made.id, "name": made.name}
 
 
@@ -103,10 +112,14 @@ class ChangeNetwork(Operation[ChangeNetworkParams]):
         fields = msgspec.structs.asdict(params.change)
         named = {field: value for field, value in fields.items() if value is not None}
         check_change(before, params.change)
+        if params.change.connected:
+            check_direct(before)
         await ctx.step("set")
         await self._write(before, named)
         ctx.undo(lambda: self._take_back(params.network, before, list(named)))
         await self.rooms.refresh_networks()
+        if params.change.connected:
+            await tell_names(self.rooms, ctx, before)
 
     async def _write(self, before: Network, named: dict[str, object]) -> None:
         documents = self.rooms.documents.networks

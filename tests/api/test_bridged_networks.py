@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from guesthouse.errors import HostLacks
@@ -13,6 +14,7 @@ from guesthouse.model.job import JobState
 from guesthouse.model.network import Network
 from guesthouse.network.bridged.hostlink import HostLink
 from guesthouse.network.bridged.moves import Moves
+from guesthouse.operations.bridging import resolver_commands
 from tests.api.api_house import ApiHouse
 from tests.api.test_networks import ROUTE, able, create, launch, shown
 from tests.api.test_writes import WAIT, job_of
@@ -126,3 +128,65 @@ async def test_refused_by_name_and_joined_without_a_word(api: httpx.AsyncClient)
     assert (await create(api, **{**OFFICE, "uplink": "br0"})).state is JobState.DONE
     answer = await api.post(f"{ROUTE}/office/confirm")
     assert answer.status_code == 409 and "nothing to confirm" in answer.text
+
+
+@pytest.fixture
+def alone(house: ApiHouse) -> None:
+    """The host has no routes."""
+
+    async def no_routes() -> tuple[str, ...]:
+        return ()
+
+    house.rooms.host_routes = no_routes
+
+
+@pytest.fixture
+def may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This house may change the host's network; nothing here does."""
+    monkeypatch.setattr("guesthouse.operations.bridging.check_may_change", lambda: None)
+
+
+@pytest.mark.usefixtures("may", "alone")
+async def test_routed_and_connected_say_what_is_to_be_done(api: httpx.AsyncClient) -> None:
+    job = await create(api, "out", kind="routed")
+    assert job.state is JobState.DONE
+    log = (await api.get(f"/v1/jobs/{job.id}/log")).text
+    assert f"routers of the network outside must send {(await shown(api, 'out'))['subnet4']}" in log
+    await create(api, "lan", domain="lan.internal")
+    job = job_of(await api.patch(f"{ROUTE}/lan", json={"connected": True}, params=WAIT))
+    assert job.state is JobState.DONE and (await shown(api))["connected"]
+    log = (await api.get(f"/v1/jobs/{job.id}/log")).text
+    assert (await shown(api))["own_address4"] in log
+    await create(api, "lab", kind="isolated")
+    job = job_of(await api.patch(f"{ROUTE}/lab", json={"connected": True}, params=WAIT))
+    assert job.problem is not None and job.problem.code == "invalid-input"
+    job = job_of(await api.patch(f"{ROUTE}/lan", json={"connected": False}, params=WAIT))
+    assert job.state is JobState.DONE and not (await shown(api))["connected"]
+
+
+@pytest.mark.usefixtures("alone")
+async def test_an_ordinary_house_is_told_why_not(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    await create(api)
+    changed = await api.patch(f"{ROUTE}/lan", json={"connected": True}, params=WAIT)
+    for job, what in (
+        (job_of(changed), "A way in from this host"),
+        (await create(api, "out", kind="routed"), "A routed network"),
+        (await create(api, **OFFICE), "Only the machine's house can bridge"),
+    ):
+        assert job.problem is not None and job.problem.code == "host-lacks"
+        assert what in job.problem.message and "guesthoused --system" in job.problem.hint
+    assert not (await shown(api))["connected"]
+
+
+def test_the_resolver_is_told_of_names_below_the_domain_alone() -> None:
+    lan = Network(
+        id="lan", name="lan", subnet4="10.9.8.0/24", domain="lan.internal", created_at=0.0
+    )
+    assert resolver_commands(lan, "ghu-0123abcd") == [
+        ["resolvectl", "dns", "ghu-0123abcd", "10.9.8.1"],
+        ["resolvectl", "domain", "ghu-0123abcd", "~lan.internal"],
+    ]
+    assert resolver_commands(msgspec.structs.replace(lan, domain=""), "ghu-0123abcd") == []

@@ -91,6 +91,7 @@ def test_set_changes_what_was_named(guest: Room) -> None:
             "mtu": 1400,
             "host_access": None,
             "lan_access": False,
+            "connected": None,
         }
     ]
     assert guest.json("network", "info", "office")["mtu"] == 1400
@@ -159,3 +160,14 @@ def test_from_afar_somebody_must_say_so(guest: Room, monkeypatch: pytest.MonkeyP
 
 def test_a_vlan_that_cannot_be(guest: Room) -> None:
     assert guest("network", "create", "office", "--bridge-host", "eth0", "--vlan", "5000").code == 2
+
+
+def test_connect_and_disconnect(guest: Room) -> None:
+    guest.house.add_network("lan")
+    said = guest("network", "connect", "lan")
+    assert said.out.startswith("Connected this host to network lan: 10.150.0.0/24 and fd12")
+    assert "this host has a route there" in guest("network", "info", "lan").out
+    said = guest("network", "disconnect", "lan")
+    assert said.out == "Disconnected this host from network lan\n"
+    sent = guest.bodies("PATCH", "/v1/networks/lan")
+    assert [one["connected"] for one in sent] == [True, False]

@@ -125,6 +125,7 @@ class HouseNetwork:
             for name in self._services.names:
                 await self._services.stop(name)
             await self._uplink.stop()
+            await self._outside.leave()
         await self._let_go()
         for file in self._records_of_ours:
             await asyncio.to_thread(file.unlink, missing_ok=True)
@@ -312,6 +313,8 @@ class HouseNetwork:
             published=self._publishing.published(self._awake),
             host=self._host.addresses,
             lan=tuple(dict.fromkeys((*PRIVATE, *self._host.networks))),
+            direct=self._outside.direct,
+            direct_hosts=self._outside.direct_hosts,
             features=await self._rules.features(),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from guesthouse.network.house.resolver import Resolver, ResolverWatch
 # linux/rtnetlink.h: RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _GROUPS = 0x10 | 0x100 | 0x40 | 0x400
 _ROUTES = ("ip", "-json", "route", "show", "table", "all")
+_HOUSES = re.compile(r"ghu-[0-9a-f]{8}")
+"""Ends of houses' direct ways to this host, see `direct`."""
 _SETTLE_SECONDS = 1.5
 """Addresses come in bursts: a VPN, a docking station. And the uplink asks the resolver from before
 for up to a second (libslirp's get_dns_addr), whose answers nobody shall remember."""
@@ -60,6 +63,8 @@ async def routes() -> tuple[str, ...]:
     for family in ("-4", "-6"):
         done = await run([_ROUTES[0], family, *_ROUTES[1:]], env=env)
         for route in json.loads(done.out or b"[]"):
+            if "gateway" in route and _HOUSES.fullmatch(route.get("dev", "")):
+                continue  # to a network of a house's own
             found[str(route.get("dst", ""))] = None
     return tuple(found)
 

@@ -101,7 +101,7 @@ def _card_chain(table: Table, ruleset: Ruleset, card: Card, direction: Direction
         if direction is Direction.IN:
             lines.append(published_line(table))
             if ruleset.network_of[card.network].kind is NetworkKind.NAT:
-                lines.append(unsolicited_line(table, ruleset))
+                lines += unsolicited_lines(table, ruleset)
         last = f"{UNMARKED} {last}"
     return table.chain(_name(direction.value, card.tap), [*lines, last])
 
@@ -111,12 +111,17 @@ def published_line(table: Table) -> str:
     return f"ct status dnat {table.counter(PUBLISHED)} accept comment {quoted(PUBLISHED)}"
 
 
-def unsolicited_line(table: Table, ruleset: Ruleset) -> str:
-    """Nobody outside can know of an address behind NAT."""
-    return (
-        f"iifname {quoted(ruleset.uplink)} {table.counter(UNSOLICITED)} drop "
-        f"comment {quoted(UNSOLICITED)}"
-    )
+def unsolicited_lines(table: Table, ruleset: Ruleset) -> list[str]:
+    """Nobody outside can know of an address behind NAT, but the host where it is connected."""
+    ends = [f"iifname {quoted(ruleset.uplink)}"]
+    if ruleset.direct:
+        ends += [
+            f"iifname {quoted(ruleset.direct)} {'ip6' if ':' in host else 'ip'} saddr != {host}"
+            for host in ruleset.direct_hosts
+        ]
+    return [
+        f"{end} {table.counter(UNSOLICITED)} drop comment {quoted(UNSOLICITED)}" for end in ends
+    ]
 
 
 def _name(*parts: str) -> str:

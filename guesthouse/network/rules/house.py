@@ -12,10 +12,10 @@ from guesthouse.network.rules.cards import (
     card_chains,
     offer_sets,
     published_line,
-    unsolicited_line,
+    unsolicited_lines,
 )
 from guesthouse.network.rules.ruleset import Ruleset, of_kind
-from guesthouse.network.rules.statements import MARKS, refuse_lines
+from guesthouse.network.rules.statements import MARKS, outward, refuse_lines
 from guesthouse.network.rules.text import Table, quoted
 
 NEIGHBOURS = (
@@ -65,11 +65,13 @@ def _device_sets(table: Table, ruleset: Ruleset) -> None:
         "typeof iifname . oifname",
         [f"{name} . {name}" for name in names(networks)],
     )
+    asked = [(n.bridge, n) for n in networks]
+    asked += [(ruleset.direct, n) for n in networks if ruleset.direct and n.connected]
     for version, kind, own in ((4, "ip", "gateway4"), (6, "ip6", "gateway6")):
         table.set(
             f"gateways{version}",
             f"typeof iifname . {kind} daddr",
-            [f"{quoted(n.bridge)} . {getattr(n, own)}" for n in networks if getattr(n, own)],
+            [f"{quoted(dev)} . {getattr(n, own)}" for dev, n in asked if getattr(n, own)],
         )
     table.set("neighbours", "type icmpv6_type", NEIGHBOURS)
     _subnet_sets(table, "behind", of_kind(ruleset, NetworkKind.NAT))
@@ -108,7 +110,7 @@ def _shut(table: Table, wall: Wall) -> str:
 
 
 def _forwarding(table: Table, ruleset: Ruleset) -> None:
-    uplink = quoted(ruleset.uplink)
+    uplink = outward(ruleset)
     alone = dropped(table, "wall/isolated")
     again = dropped(table, "wall/isolated")
     table.chain(
@@ -137,7 +139,7 @@ def _forwarding(table: Table, ruleset: Ruleset) -> None:
             "oifname . ip6 daddr vmap @receivers6",
             _shut(table, Wall.NETWORK),
             published_line(table),
-            f"oifname @natted {unsolicited_line(table, ruleset)}",
+            *(f"oifname @natted {line}" for line in unsolicited_lines(table, ruleset)),
         ],
         hook="filter forward filter accept",
     )
@@ -204,8 +206,8 @@ def _translation(table: Table, ruleset: Ruleset) -> None:
     table.chain(
         "masquerading",
         [
-            f"oifname {uplink} ip saddr @behind4 masquerade",
-            f"oifname {uplink} ip6 saddr @behind6 masquerade",
+            f"oifname {outward(ruleset)} ip saddr @behind4 masquerade",
+            f"oifname {outward(ruleset)} ip6 saddr @behind6 masquerade",
         ],
         hook="nat postrouting srcnat accept",
     )

@@ -106,6 +106,9 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
     """:ivar host: addresses of the host itself, beside `ALWAYS_HOST`.
 
     :ivar lan: what the host is attached to. :ivar uplink: the device that leads out.
+    :ivar direct: another one, without translation: for routed networks, and for the host to those
+        that it is connected to; empty where there is none.
+    :ivar direct_hosts: the host's addresses there.
     """
 
     networks: tuple[Network, ...] = ()
@@ -116,6 +119,8 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
     host: tuple[str, ...] = ()
     lan: tuple[str, ...] = PRIVATE
     uplink: str = "tap0"
+    direct: str = ""
+    direct_hosts: tuple[str, ...] = ()
     features: Features = Features()
 
     @cached_property
@@ -186,6 +191,8 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
         """
         for index, card in enumerate(self.cards):
             self._check_card(card, f"cards[{index}]")
+        for index, address in enumerate(self.direct_hosts):
+            _check_spelling(address, f"direct_hosts[{index}]")
         for index, port in enumerate(self.published):
             _check_spelling(port.address, f"published[{index}].address")
         for name, values in (
@@ -197,8 +204,9 @@ class Ruleset(Noun, kw_only=True, frozen=True, dict=True):
                 raise InvalidInput(f"Two cards have the {name} {twice}.", field="cards")
         if twice := _twice([f"{port.map_name}/{port.port}" for port in self.published]):
             raise InvalidInput(f"A port is published twice: {twice}.", field="published")
-        if not _DEVICE.fullmatch(self.uplink):
-            raise InvalidInput(f"{self.uplink!r} is not a device.", field="uplink")
+        for field, device in (("uplink", self.uplink), ("direct", self.direct or self.uplink)):
+            if not _DEVICE.fullmatch(device):
+                raise InvalidInput(f"{device!r} is not a device.", field=field)
 
     def _check_card(self, card: Card, field: str) -> None:
         if not _DEVICE.fullmatch(card.tap):

@@ -197,8 +197,14 @@ def _of_kind(
             ]
         case EndpointKind.OUTSIDE if family == "inet":
             way = "i" if side == "s" else "o"
-            found = [Match(0, f"{way}ifname {quoted(ruleset.uplink)}")]
+            found = [Match(0, f"{way}ifname {outward(ruleset)}")]
     return found
+
+
+def outward(ruleset: Ruleset) -> str:
+    """The devices that lead out of the house."""
+    devices = [quoted(device) for device in (ruleset.uplink, ruleset.direct) if device]
+    return devices[0] if len(devices) == 1 else f"{{ {', '.join(devices)} }}"
 
 
 def _addresses(texts: list[str], side: str) -> list[Match]:

@@ -148,6 +148,8 @@ def _reach(guest: GuestView, cards: list[NicView]) -> Rows:
     for at, port in enumerate(published):
         name = "" if at else ("Port" if len(published) == 1 else "Ports")
         rows.append((name, _port(port)))
+    if published:
+        rows.append(("", "(to the guest, clients on 127.0.0.1 and on IPv6 are 10.0.2.2)"))
     return rows
 
 

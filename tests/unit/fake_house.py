@@ -91,6 +91,7 @@ class FakeHouse:
         self.jobs: dict[str, Job] = {}
         self.ticks: dict[str, list[JobProgress | LogLine]] = {}
         self.pending: tuple[str, ...] = ()
+        self.wrong_clock = ""
         self.clock = 0.0
         self.busy: dict[str, float] = {}
         self.proportional: int | None = 256 << 20
@@ -183,7 +184,13 @@ class FakeHouse:
 
     def view(self, guest: Guest) -> GuestView:
         end = guest.deleted_at and guest.deleted_at + self.trash_days * 86400
-        return GuestView.of(guest, pending=self.pending, addresses=("10.0.2.15",), expires_at=end)
+        return GuestView.of(
+            guest,
+            pending=self.pending,
+            clock=self.wrong_clock,
+            addresses=("10.0.2.15",),
+            expires_at=end,
+        )
 
     def usage(self, guest: Guest) -> GuestUsage:
         """Each time it is asked for, a second has passed and `busy` CPUs were at work in it."""

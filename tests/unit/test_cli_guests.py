@@ -171,9 +171,16 @@ def test_info(guest: Room) -> None:
     for text in ("Name:", "web", "running for 1h", "127.0.0.1:8080 -> 80/tcp",
                  "memory (guest restart web)", "10.0.2.15", "guest shell web", "1m of CPU time",
                  "Memory:    2G, 256M of the host's", "Disk root: 20G, 412M of the host's",
-                 "Ready:     yes"):  # fmt: skip
+                 "Ready:     yes", "clients on 127.0.0.1 and on IPv6 are 10.0.2.2"):  # fmt: skip
         assert text in out
     assert guest("info", "web", "--json", "--argv").code == 2
+
+
+def test_info_tells_of_a_clock_that_is_wrong(guest: Room) -> None:
+    assert "Clock" not in guest("info", "web").out
+    guest.house.wrong_clock = "not set after it stood still: hwclock failed"
+    out = guest("info", "web").out
+    assert "Clock:     not set after it stood still: hwclock failed" in out
 
 
 def test_info_has_no_empty_labels_at_any_width(guest: Room) -> None:

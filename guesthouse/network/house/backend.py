@@ -64,7 +64,8 @@ class HouseNetwork:
         self._namespace, self._records = namespace, records
         self._services = Services(runtime / SERVICES, self._service_ended)
         self._uplink = Uplink(namespace, self._services, runtime / SOCKET)
-        self._naming = Naming(namespace, self._services)
+        self._mending = Mending(self._mend)
+        self._naming = Naming(namespace, self._services, self._mending.soon)
         self._publishing = Publishing(namespace, self._services, self._uplink)
         self._listening = Listening(self._rules_changed, self._guest_of, log)
         self._rules = Rules(namespace, runtime / RULES, self._listening.ours)
@@ -80,7 +81,6 @@ class HouseNetwork:
         self._one_at_a_time = asyncio.Lock()
         self._changes: Changes | None = None
         self._holder_watch: asyncio.Task[None] | None = None
-        self._mending = Mending(self._mend)
         self._is_open = self._look_again = False
 
     # --- the house's life ----------------------------------------------------------------------
@@ -122,6 +122,7 @@ class HouseNetwork:
         """End everything. Guests that still run are cut off. :raise DeadlineExceeded:"""
         async with self._one_at_a_time:
             self._seats.clear()
+            await self._naming.finish()
             for name in self._services.names:
                 await self._services.stop(name)
             await self._uplink.stop()
@@ -361,7 +362,8 @@ class HouseNetwork:
             seats = [seat for seat in self._seats.values() if seat.network in there]
             await self._naming.settle(own, seats, self._host.resolver)
 
-        await _together(wire(), lead_out(), rule())
+        # The uplink first: it takes longest, and most of that is waiting.
+        await _together(lead_out(), wire(), rule())
         await rule()  # of ports that were opened meanwhile; mostly there are none
         await self.impairing.settle(self._seats.values())
         return failed
@@ -389,6 +391,7 @@ class HouseNetwork:
             await asyncio.gather(self._holder_watch, return_exceptions=True)
             self._holder_watch = None
         await self._mending.close()
+        await self._naming.finish()
         await self._services.close()
         await self._listening.close()
         self._wiring.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from guesthouse.errors import EngineError, NotFound
+from guesthouse.errors import EngineError, GuesthouseError, NotFound
 from guesthouse.host.launcher import GuestIdentity
 from guesthouse.host.namespace.entering import require_tool
 from guesthouse.host.namespace.house import HouseNamespace
@@ -25,10 +27,35 @@ PREFIX = "names-"
 _END_SECONDS = 5.0
 
 
+log = logging.getLogger(__name__)
+
+
+class _Due(NamedTuple):
+    """What a network's server is to become. :ivar again: it runs, and is to read its files again.
+
+    :ivar tags: it has been told of tags of cards.
+    """
+
+    network: Network
+    configuration: str
+    made_of: str
+    again: bool
+    tags: bool
+
+
 class Naming:
-    def __init__(self, namespace: HouseNamespace, services: Services) -> None:
-        self._namespace, self._services = namespace, services
-        self._resolver: Resolver | None = None
+    """Servers come and change beside everything else: a guest asks for its address long after its
+    card is there.
+
+    :param failed: called when one did not come; `settle` is to be tried again.
+    """
+
+    def __init__(
+        self, namespace: HouseNamespace, services: Services, failed: Callable[[], None]
+    ) -> None:
+        self._namespace, self._services, self._failed = namespace, services, failed
+        self._due: dict[str, _Due | None] = {}
+        self._worker: asyncio.Task[None] | None = None
 
     async def enter(self) -> None:
         """Once for every holder. :raise ToolFailed:"""
@@ -37,21 +64,28 @@ class Naming:
     async def settle(
         self, networks: Sequence[Network], seats: Sequence[Seat], resolver: Resolver
     ) -> None:
-        """Exactly these networks have a server, and it knows exactly these cards.
+        """Exactly these networks get a server, and it knows exactly these cards.
 
         :param resolver: of the host; when it changes, what the servers remember is forgotten.
-        :raise HostLacks: dnsmasq is not installed. :raise ToolFailed: it does not start.
+        :raise HostLacks: dnsmasq is not installed.
         """
+        if networks:
+            require_tool("dnsmasq")
         wanted = {PREFIX + network.bridge for network in networks}
-        for name in self._services.names:
-            if name.startswith(PREFIX) and name not in wanted:
-                await self._services.stop(name)
-        known = self._services.names
-        if await self._ask(resolver):
-            for name in wanted.intersection(known):
-                self._services.send(name, signal.SIGHUP)
+        ended = {n for n in self._services.names if n.startswith(PREFIX)} | {*self._due}
+        self._due |= dict.fromkeys(ended - wanted)
+        again = await self._ask(resolver)
         own = {n.id: [seat for seat in seats if seat.network == n.id] for n in networks}
-        await asyncio.gather(*(self._one(network, own[network.id]) for network in networks))
+        await asyncio.gather(*(self._one(n, own[n.id], again=again) for n in networks))
+        if self._due and (self._worker is None or self._worker.done()):
+            self._worker = asyncio.create_task(self._work(), name="names of networks")
+        if ended - wanted:
+            await self.finish()
+
+    async def finish(self) -> None:
+        """Wait for the servers that are on their way."""
+        if self._worker is not None:
+            await asyncio.gather(asyncio.shield(self._worker), return_exceptions=True)
 
     @property
     def _who(self) -> GuestIdentity:
@@ -60,15 +94,17 @@ class Naming:
     async def _ask(self, resolver: Resolver) -> bool:
         """Whether whom to ask is another than before, or answers differently now."""
         ipv6 = "ipv6" not in self._namespace.facts.lacks
-        text = servers_text(resolver, ipv6=ipv6)
-        changed = await asyncio.to_thread(self._write, {dnsmasq.SERVERS: text})
-        before, self._resolver = self._resolver, resolver
-        return changed or before != resolver
+        # With a sign of what it was made of, so that a new daemon sees what it has missed.
+        sign = hashlib.sha256(repr(resolver.stamp).encode()).hexdigest()[:16]
+        text = f"# {sign}\n{servers_text(resolver, ipv6=ipv6)}"
+        return await asyncio.to_thread(self._write, {dnsmasq.SERVERS: text})
 
-    async def _one(self, network: Network, seats: Sequence[Seat]) -> None:
+    async def _one(self, network: Network, seats: Sequence[Seat], *, again: bool) -> None:
+        """:param again: it has to forget what it remembers."""
+        options = dnsmasq.options(seats)
         texts = {
             dnsmasq.cards_file(network): dnsmasq.cards(seats),
-            dnsmasq.options_file(network): dnsmasq.options(seats),
+            dnsmasq.options_file(network): options,
             dnsmasq.names_file(network): dnsmasq.names(network, seats),
         }
         name = PREFIX + network.bridge
@@ -80,18 +116,39 @@ class Naming:
         configuration = dnsmasq.configuration(network, ipv6=ipv6)
         made_of = self._made_of(configuration)
         running = self._services.of(name)
-        if running is not None and running.made_of == made_of:
-            if changed:
-                self._services.send(name, signal.SIGHUP)
-            return
+        if running is None or running.made_of != made_of or changed or again:
+            due = _Due(network, configuration, made_of, changed or again, bool(options))
+            self._due[name] = due
+
+    async def _work(self) -> None:
+        """Until nothing is due; what comes to be due meanwhile is done as well."""
+        while self._due:
+            name, due = self._due.popitem()
+            try:
+                if due is None:
+                    await self._services.stop(name)
+                else:
+                    await self._serve(name, due)
+            except (GuesthouseError, OSError) as error:
+                log.warning("%s of the house's network did not come: %s", name, error)
+                self._failed()
+
+    async def _serve(self, name: str, due: _Due) -> None:
+        running = self._services.of(name)
+        if running is not None and running.made_of == due.made_of:
+            if not due.again:
+                return
+            # At SIGHUP dnsmasq 2.90 frees the tags of its dhcp-hostsfile. Once it has answered a
+            # card, these are chained to others that it never allocated, and it crashes.
+            if not due.tags and self._services.send(name, signal.SIGHUP):
+                return
         await self._services.stop(name)
-        await self._end_stray(network)
-        require_tool("dnsmasq")  # here, since it would be setpriv's failure
-        await self._namespace.run(dnsmasq.command(self._who), input=configuration.encode())
-        pid = self._pid(network)
+        await self._end_stray(due.network)
+        await self._namespace.run(dnsmasq.command(self._who), input=due.configuration.encode())
+        pid = self._pid(due.network)
         if pid is None:
-            raise EngineError(f"The names of network {network.name} have no server.")
-        await self._services.add(name, pid, made_of)
+            raise EngineError(f"The names of network {due.network.name} have no server.")
+        await self._services.add(name, pid, due.made_of)
 
     def _made_of(self, configuration: str) -> str:
         """A server that lives in another mount namespace than the holder reads other files."""

@@ -127,7 +127,7 @@ class Uplink:
     async def stop(self) -> None:
         await self._services.stop(SERVICE)
         await self._services.stop(WATCH)
-        await asyncio.to_thread(self._socket.unlink, missing_ok=True)
+        self._socket.unlink(missing_ok=True)
 
     async def forwards(self) -> list[Forward]:
         """:raise EngineError: its API does not answer."""
@@ -160,13 +160,14 @@ class Uplink:
         ready, says = os.pipe2(os.O_CLOEXEC)
         exits, watches = os.pipe2(os.O_CLOEXEC)
         try:
+            # Both at once: what is written down of the first takes as long as the second's start.
             watch = start(watch_command(holder), {}, output=watches)
-            await self._services.add(WATCH, watch, self._made_of)
             pid = start(argv, {3: says, 4: exits})
             for fd in (says, exits, watches):
                 os.close(fd)
             says = exits = watches = -1
             try:
+                await self._services.add(WATCH, watch, self._made_of)
                 if not await _said(ready):
                     raise EngineError(
                         "slirp4netns did not bring up the house's way out.",

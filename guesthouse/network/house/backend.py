@@ -24,7 +24,7 @@ from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
 from guesthouse.network.house.hostside import Changes, HostSide, look
-from guesthouse.network.house.impairing import Impairing
+from guesthouse.network.house.impairing import IMPAIRMENTS, Impairing
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.mending import Mending
 from guesthouse.network.house.naming import Naming
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 SERVICES = "network-services.json"
 RULES = "network-rules.json"
-IMPAIRMENTS = "network-impairments.json"
 SOCKET = "uplink.sock"
 
 
@@ -131,8 +130,7 @@ class HouseNetwork:
                 await self._settle()
 
     async def update(self, seat: Seat) -> None:
-        """Rules or impairment of an attached card have changed.
-        :raise NotFound: it is not attached. :raise HostLacks: the kernel cannot impair it so."""
+        """Rules or impairment of a card changed. :raise NotFound: no such one. :raise HostLacks:"""
         async with self._one_at_a_time:
             before = self._seat(*seat.key)
             self._seats[seat.key] = seat

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from guesthouse.cli import output
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.client.house import House
-from guesthouse.errors import InvalidInput, NotFound
-from guesthouse.model.device import Nic
+from guesthouse.errors import InvalidInput
 from guesthouse.model.impairment import (
     DIRECTIONS,
     WORDS,
@@ -16,6 +15,7 @@ from guesthouse.model.impairment import (
     change_impairment,
     impairment_words,
 )
+from guesthouse.model.nics import find_nic
 
 CLEAR = "clear"
 KEYS = (*WORDS, *(f"{way}.{word}" for way in DIRECTIONS for word in WORDS))
@@ -43,7 +43,7 @@ def impair_card(house: House, name: str, card: str, texts: Sequence[str]) -> Non
     :raise NotFound: there is no such card.
     """
     words = read_words(texts)
-    before = NicImpairment() if CLEAR in texts else _card(house, name, card).impairment
+    before = NicImpairment() if CLEAR in texts else find_nic(house.guest(name), card).impairment
     wanted = change_impairment(before, words)
     (job,) = carry_out(house, [Wish(name, lambda: house.impair(name, card, wanted))])
     done = " ".join(impairment_words(wanted)) or "not impaired"
@@ -77,16 +77,6 @@ def complete_impairment(incomplete: str, taken: Sequence[str]) -> list[str]:
     # One direction is offered to whoever asks for it.
     shown = found if "." in incomplete else [one for one in found if "." not in one]
     return [one for one in shown if one.startswith(incomplete)]
-
-
-def _card(house: House, name: str, which: str) -> Nic:
-    """:raise NotFound: there is none."""
-    cards = dict(enumerate(house.guest(name).spec.nics))
-    for number, nic in cards.items():
-        if which.lower() in (str(number), nic.mac):
-            return nic
-    listed = ", ".join(map(str, cards)) or "none"
-    raise NotFound(f"{name} has no network card {which!r}.", hint=f"Its cards: {listed}")
 
 
 def _near(key: str) -> str:

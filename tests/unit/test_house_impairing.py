@@ -17,7 +17,7 @@ import pytest
 from guesthouse.errors import HostLacks, NotFound
 from guesthouse.model.impairment import Impairment, NicImpairment
 from guesthouse.network.capture import Packet
-from guesthouse.network.house.backend import IMPAIRMENTS
+from guesthouse.network.house.impairing import IMPAIRMENTS
 from guesthouse.network.house.sniffing import Sniffer, sniff
 from guesthouse.network.impairment import Shaping, table_name
 

@@ -25,7 +25,7 @@ from guesthouse.model.network import Network, NetworkKind
 from guesthouse.network.base import Attachment, Monitor, NetworkCapabilities
 from guesthouse.network.builtin import netdev_id
 from guesthouse.network.house.hostside import Changes, HostSide, look
-from guesthouse.network.house.impairing import Impairing
+from guesthouse.network.house.impairing import IMPAIRMENTS, Impairing
 from guesthouse.network.house.listening import Listening
 from guesthouse.network.house.loading import Rules
 from guesthouse.network.house.mending import Mending
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 SERVICES = "network-services.json"
 RULES = "network-rules.json"
-IMPAIRMENTS = "network-impairments.json"
 SOCKET = "uplink.sock"
 
 

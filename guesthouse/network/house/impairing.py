@@ -27,6 +27,7 @@ from guesthouse.network.impairment import (
 
 log = logging.getLogger(__name__)
 
+IMPAIRMENTS = "network-impairments.json"
 _NONE = NicImpairment()
 _LOAD = ("nft", "-f", "-")
 

@@ -15,6 +15,7 @@ from guesthouse.cli.firewall_lists import group_family, set_family
 from guesthouse.cli.firewall_table import rules_table
 from guesthouse.cli.firewall_watch import firewall_counters, firewall_log, firewall_test
 from guesthouse.cli.firewall_words import (
+    complete_ends,
     complete_groups,
     complete_rules,
     complete_words,
@@ -181,8 +182,22 @@ def _own_policy(found: FirewallView) -> str:
     shell_complete=complete_words,
 )
 @owner_options
-@click.option("--from", "sources", multiple=True, metavar="WHO", help="Who sends it.")
-@click.option("--to", "destinations", multiple=True, metavar="WHO", help="Who is to get it.")
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    metavar="WHO",
+    shell_complete=complete_ends,
+    help="Who sends it.",
+)
+@click.option(
+    "--to",
+    "destinations",
+    multiple=True,
+    metavar="WHO",
+    shell_complete=complete_ends,
+    help="Who is to get it.",
+)
 @click.option("--from-port", "source_ports", multiple=True, metavar="PORTS", help="Sender's ports.")
 @click.option("--name", default="", help="What counters and logs call the rule.")
 @click.option("--note", default="", help="A line for people.")

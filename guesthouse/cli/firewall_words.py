@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from guesthouse.cli.command import complete_guests, live_list
 from guesthouse.client.firewall import GROUPS, SETS, group_path, owner_path
 from guesthouse.errors import GuesthouseError, InvalidInput
-from guesthouse.model.firewall import Action, Direction, Traffic
+from guesthouse.model.firewall import PLACES, Action, Direction, Traffic
 from guesthouse.model.firewalling import FirewallChange, PolicyChoice, RuleRequest
 
 ACTIONS = {
@@ -167,6 +167,16 @@ def complete_sets(
         for one in live_list(SETS)
         if one["name"].startswith(incomplete)
     ]
+
+
+def complete_ends(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Whom a rule can name: guests, places, and the others by `group:NAME` and the like."""
+    names = [guest["name"] for guest in live_list("/v1/guests")] + sorted(PLACES)
+    for word, target in (("group", GROUPS), ("set", SETS), ("network", "/v1/networks")):
+        names += [f"{word}:{one['name']}" for one in live_list(target)]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def complete_far(

@@ -10,7 +10,6 @@ import msgspec
 
 from guesthouse.errors import GuesthouseError, HostLacks
 from guesthouse.model.host import Capability
-from guesthouse.model.network import NetworkKind
 from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.network.house.hostside import look
 from guesthouse.network.rules.ruleset import PRIVATE, Ruleset
@@ -63,14 +62,14 @@ class KernelRules:
         else:
             host = await look()
             known = Ruleset(host=host.addresses, lan=(*PRIVATE, *host.networks))
-        networks = tuple(n for n in view.networks.values() if n.kind is not NetworkKind.BRIDGED)
-        there = {network.id for network in networks}
+        # Of cards that are attached more may be known: what they say of their addresses.
+        attached = {card.tap: card for card in known.cards}
         guests = (guest for guest in view.guests.values() if not guest.in_trash)
-        seats = (seat for seat in self.records.seats(guests) if seat.network in there)
+        seats = (seat for seat in self.records.seats(guests) if seat.network in view.networks)
         return msgspec.structs.replace(
             known,
-            networks=networks,
-            cards=tuple(seat.card for seat in seats),
+            networks=tuple(view.networks.values()),
+            cards=tuple(attached.get(seat.tap, seat.card) for seat in seats),
             groups=tuple(self.records.groups()),
             sets=tuple(self.records.sets()),
         )

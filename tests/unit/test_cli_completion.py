@@ -40,6 +40,10 @@ LINES = [
     ("guest firewall add we", "guest firewall add web"),
     ("guest firewall add web all", "guest firewall add web allow"),
     ("guest firewall add web allow in tc", "guest firewall add web allow in tcp"),
+    (
+        "guest firewall add web allow in --from se",
+        "guest firewall add web allow in --from set:office",
+    ),
     ("guest firewall rm web no-s", "guest firewall rm web no-ssh"),
     ("guest firewall group join ss", "guest firewall group join ssh"),
     ("guest firewall set add off", "guest firewall set add office"),

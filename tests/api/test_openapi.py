@@ -68,6 +68,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         PUT /v1/uploads/{upload} | DELETE /v1/uploads/{upload}
         GET /v1/networks | POST /v1/networks | GET /v1/networks/{ref} | PATCH /v1/networks/{ref}
         DELETE /v1/networks/{ref} | POST /v1/networks/{ref}/confirm
+        GET /v1/guests/{ref}/nics | POST /v1/guests/{ref}/nics
+        PATCH /v1/guests/{ref}/nics/{nic} | DELETE /v1/guests/{ref}/nics/{nic}
         GET /v1/guests/{ref}/firewall | PATCH /v1/guests/{ref}/firewall
         POST /v1/guests/{ref}/firewall/test | POST /v1/guests/{ref}/firewall/rules
         PUT /v1/guests/{ref}/firewall/rules/{rule} | DELETE /v1/guests/{ref}/firewall/rules/{rule}

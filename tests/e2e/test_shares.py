@@ -22,6 +22,8 @@ from .sharing_place import place as a_place
 pytestmark = [pytest.mark.qemu, pytest.mark.rootless, pytest.mark.asyncio(loop_scope="module")]
 
 MANY = 10_000
+SOMEBODY = 54321
+"""A user whom the host need not know."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=[Way.SFTP, Way.VIRTIOFS])
@@ -77,6 +79,27 @@ async def test_nothing_leads_out(place: Place) -> None:
     # A link leads where it says: in the guest.
     await place.sh("ln -s /etc/hostname /mnt/walled/name")
     assert (await place.sh("cat /mnt/walled/name")).strip() == "m1"
+    await place.shares.unmount(share)
+
+
+@pytest.mark.root
+async def test_roots_house_serves_with_the_rights_of_who_asked(place: Place) -> None:
+    place.folder.chmod(0o755)
+    share = place.share("theirs", host_uid=SOMEBODY, host_gid=SOMEBODY)
+    source, secret = Path(share.source), Path(share.source) / "roots"
+    secret.write_text("not theirs")
+    secret.chmod(0o600)
+    os.chown(source, SOMEBODY, SOMEBODY)
+    record = await place.shares.mount(share)
+    assert Path(f"/proc/{record.pid}").stat().st_uid in (SOMEBODY, 0)  # 0: not to be looked at
+    await place.sh(
+        "echo by root >/mnt/theirs/made; chown root /mnt/theirs/made; cat /mnt/theirs/made"
+    )
+    made = (source / "made").stat()
+    assert (made.st_uid, made.st_gid) == (SOMEBODY, SOMEBODY)
+    assert await place.sh("stat -c %U /mnt/theirs/made /mnt/theirs/roots") == "ada\nnobody\n"
+    await place.sh("cat /mnt/theirs/roots 2>/dev/null || exit 9", code=9)
+    await place.sh("mknod /mnt/theirs/device c 1 3 2>/dev/null || exit 9", code=9)
     await place.shares.unmount(share)
 
 

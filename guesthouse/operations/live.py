@@ -6,7 +6,7 @@ Nothing here is durable. After a restart of the daemon the supervisor fills it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from guesthouse.drivers.base import Running
@@ -38,8 +38,9 @@ class Progress:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def changed(self) -> None:
-        await self._changed.wait()
+    def changed(self) -> Coroutine[None, None, object]:
+        """Until the next update after this call, even if nobody has begun to wait by then."""
+        return self._changed.wait()
 
 
 @dataclass

@@ -201,7 +201,7 @@ def _view(live: LiveGuest | None, share: Share) -> ShareView:
         message = live.share_problems.get(share.name, "")
         if message:
             state = ShareState.FAILED
-        elif record is not None:
+        elif record is not None and record.mounted:
             state, walls = ShareState.MOUNTED, record.walls
             way, reason = record.way, record.reason
     fields = {**msgspec.structs.asdict(share), "way": way}

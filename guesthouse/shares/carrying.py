@@ -82,12 +82,13 @@ class Carrier:
         served = self.server(share)
         if served is not None and served.record.share == share:
             if await self._is_mounted(share):
-                self._watch(served)
+                await self._has(served)
                 return
             if served.record.way is Way.VIRTIOFS:
                 # A guest that was reset finds its device again.
                 with contextlib.suppress(GuesthouseError):
                     await self._mount_virtiofs(share, served, seconds=_FOUND_SECONDS)
+                    await self._has(served)
                     return
         await self.let_go(share, strict=True)
         try:
@@ -95,7 +96,7 @@ class Carrier:
         except BaseException:
             await asyncio.shield(self.let_go(share))
             raise
-        self._watch(self._servers[share.name])
+        await self._has(self._servers[share.name])
 
     async def unmount(self, share: Share) -> None:
         """:raise InUse: something in the guest uses it; everything stays as it was."""
@@ -205,7 +206,6 @@ class Carrier:
     ) -> None:
         argv = inside.mount_virtiofs(share, served.record.device, seconds=seconds)
         await self._run_mount(share, argv)
-        self._watch(served)
 
     async def _by_sftp(self, share: Share, choice: Choice) -> None:
         """A new port and a new file server: the old port may hold half a message, and the guest may
@@ -237,7 +237,9 @@ class Carrier:
 
     # --- file servers that end ------------------------------------------------------------------
 
-    def _watch(self, served: FileServer) -> None:
+    async def _has(self, served: FileServer) -> None:
+        """The guest has it: that is written down, and its server watched."""
+        await served.is_mounted(self._place(served.record.share))
         if served not in self._watched:
             self._watched[served] = asyncio.create_task(self._until_lost(served))
 

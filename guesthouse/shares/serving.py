@@ -46,6 +46,7 @@ class ServerRecord(Noun, kw_only=True, frozen=True):
     :ivar walls: `namespace`, `landlock`: what stands around it. :ivar missing: what does not, why.
     :ivar way: how the guest gets at it. :ivar reason: why that way; one sentence.
     :ivar device: the guest's device, where the way has one.
+    :ivar mounted: the guest has mounted it; else that is still under way.
     """
 
     pid: int
@@ -56,6 +57,7 @@ class ServerRecord(Noun, kw_only=True, frozen=True):
     way: Way = Way.SFTP
     reason: str = ""
     device: str = ""
+    mounted: bool = False
 
 
 class Standing(NamedTuple):
@@ -172,6 +174,12 @@ class FileServer:
         except NotFound:
             process = None
         return cls(record, process, None) if record and process else None
+
+    async def is_mounted(self, place: Path) -> None:
+        """Write down that the guest has mounted it."""
+        if not self.record.mounted:
+            self.record = msgspec.structs.replace(self.record, mounted=True)
+            await asyncio.to_thread(_write, place, encode(self.record))
 
     @property
     def alive(self) -> bool:

@@ -53,8 +53,10 @@ class Place:
         fields["way"] = self.way
         return Share(name=name, source=str(source), **{**fields, **more})  # type: ignore[arg-type]
 
-    async def sh(self, script: str, *, user: str = "root", code: int = 0) -> str:
-        ended, out, errors = await self.ssh.run(["sh", "-c", script], user=user, timeout=SECONDS)
+    async def sh(
+        self, script: str, *, user: str = "root", code: int = 0, seconds: float = SECONDS
+    ) -> str:
+        ended, out, errors = await self.ssh.run(["sh", "-c", script], user=user, timeout=seconds)
         assert ended.code == code, (script, ended, out, errors)
         return out.decode()
 

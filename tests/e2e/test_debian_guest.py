@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +56,33 @@ def test_copy_and_outbound(house: House, debian: str, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
     route = house.out("exec", debian, "--", "ip", "route")
     assert route.startswith("default")
+
+
+def test_a_shared_folder_outlives_its_server(house: House, debian: str, tmp_path: Path) -> None:
+    """systemd has it in a unit of its own; udev finds the port."""
+    (tmp_path / "page").write_text("from the host\n")
+    house.run("share", "add", debian, f"{tmp_path}:/srv/site")
+    script = "cat /srv/site/page; echo from the guest >/srv/site/reply; stat -c %U /srv/site/page"
+    assert house.out("exec", debian, "--", "sh", "-c", script) == "from the host\nguest\n"
+    made = (tmp_path / "reply").stat()
+    assert (made.st_uid, made.st_gid) == (os.getuid(), os.getgid())
+    [record] = house.folder.glob("run/*/guests/*/share-site.json")
+    os.kill(json.loads(record.read_bytes())["pid"], signal.SIGKILL)
+    read = ("exec", debian, "--", "cat", "/srv/site/page")
+    until(lambda: house.run(*read, ok=False).returncode != 0, say="the guest has lost it")
+    until(
+        lambda: house.run(*read, ok=False).stdout == b"from the host\n",
+        seconds=240,
+        say="it is there again",
+    )
+    holder = house.popen("exec", debian, "--", "sh", "-c", "cd /srv/site; exec sleep 1000")
+    used = ("exec", debian, "--", "sh", "-c", "readlink /proc/[0-9]*/cwd | grep -q /srv/site")
+    until(lambda: house.run(*used, ok=False).returncode == 0, say="it is used")
+    busy = house.run("share", "rm", debian, "/srv/site", ok=False)
+    assert busy.returncode == 5 and b"in use in the guest by sleep (process" in busy.stderr
+    house.run("exec", debian, "--", "pkill", "sleep")
+    holder.wait()
+    house.run("share", "rm", debian, "/srv/site")
 
 
 def test_reboot_goes_by_its_own_boot_loader(house: House, debian: str) -> None:

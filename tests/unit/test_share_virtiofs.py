@@ -13,6 +13,7 @@ import pytest
 from guesthouse.errors import EngineError, HostLacks, LaunchFailed
 from guesthouse.host.virtiofsd import Virtiofsd
 from guesthouse.model.share import Share, Way
+from guesthouse.operations.live import Progress
 from guesthouse.shares.attached import GuestShares
 from tests.sharing_guest import FakeGuest
 
@@ -152,3 +153,10 @@ async def test_a_guest_that_was_reset_finds_its_device(house: House) -> None:
     assert await house.shares.mount(share) == first and house.guest.mounted == {"/src"}
     await house.shares.dropped(share)
     assert not house.guest.ports and house.records() == []
+
+
+async def test_an_update_before_the_wait_begins_is_not_missed() -> None:
+    progress = Progress()
+    changed = progress.changed()
+    progress.update(("ssh",), "", "")
+    await asyncio.wait_for(changed, 30)

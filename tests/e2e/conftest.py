@@ -106,6 +106,7 @@ class House:
     def close(self) -> None:
         for guest in self.json("ls"):
             self.run("rm", "--yes", "--force", guest["name"], ok=False)
+        self.run("trash", "empty", "--yes", ok=False)
         self.run("daemon", "stop", ok=False)
         # The keeper outlives the daemon by design; a test's keeper ends with the test.
         for stat in Path("/proc").glob("[0-9]*/cmdline"):

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,12 @@ class House:
     def close(self) -> None:
         for guest in self.json("ls"):
             self.run("rm", "--yes", "--force", guest["name"], ok=False)
+        self.run("trash", "empty", "--yes", ok=False)
         self.run("daemon", "stop", ok=False)
+        # The holder of a namespace may outlive the daemon, and says nothing of its house.
+        for record in (self.folder / "run").glob("*/namespace.json"):
+            with suppress(ProcessLookupError):
+                os.kill(int(json.loads(record.read_text())["pid"]), signal.SIGTERM)
         # The keeper outlives the daemon by design; a test's keeper ends with the test.
         for stat in Path("/proc").glob("[0-9]*/cmdline"):
             try:

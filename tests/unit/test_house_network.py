@@ -513,6 +513,23 @@ async def test_nothing_is_left_of_what_went(house: TestHouse) -> None:
     assert await (await house.boot("again")).ping(GATEWAY)
 
 
+async def test_a_house_whose_guests_rest_goes_with_its_daemon(house: TestHouse) -> None:
+    web, db = await house.boot("web"), await house.boot("db")
+    net = house.namespace.facts.net
+    await house.network.rest(web.id, 0)
+    await house.daemon_dies()
+    await house.another_daemon()
+    await house.network.rest(web.id, 0)
+    await house.network.close()
+    assert processes_in(net), "db runs"
+    await house.another_daemon()
+    for guest in (web, db):
+        await guest.end()
+        await house.network.rest(guest.id, 0)
+    await house.network.close()
+    assert not processes_in(net)
+
+
 async def test_a_network_that_changed_changes_on_the_kernel(house: TestHouse) -> None:
     web = await house.boot("web")
     house.records.own[0] = network(mtu=1400, domain="new.test")

@@ -108,10 +108,11 @@ class HouseNetwork:
             self._is_open = True
 
     async def close(self) -> None:
-        """Let go; networks, services and connections stay. Without any card nothing stays, unless
-        it was never opened: then nobody here knows whose it is (the database may be lost).
+        """Let go; networks, services and connections stay. Without the card of a guest that runs
+        nothing stays, unless it was never opened: then nobody here knows whose it is (the database
+        may be lost).
         """
-        if not self._seats and self._is_open:
+        if not self._awake and self._is_open:
             await self.dissolve()
             return
         await self._let_go()

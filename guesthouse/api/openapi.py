@@ -42,6 +42,7 @@ _PATH_TEXT = {
     "host_ip": "Address of the host.",
     "host_port": "Port of the host.",
     "share": "Name of the share.",
+    "nic": "Number of the network card, or its MAC address.",
 }
 # RFC 9110 renamed these, and Python followed in 3.13; the description is the same under each.
 _PHRASES = {

@@ -55,6 +55,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         DELETE /v1/guests/{ref}/ports/{protocol}/{host_ip}/{host_port}
         GET /v1/guests/{ref}/shares | POST /v1/guests/{ref}/shares
         DELETE /v1/guests/{ref}/shares/{share}
+        GET /v1/guests/{ref}/nics | POST /v1/guests/{ref}/nics
+        PATCH /v1/guests/{ref}/nics/{nic} | DELETE /v1/guests/{ref}/nics/{nic}
         GET /v1/guests/{ref}/screenshot | GET /v1/guests/{ref}/logs
         GET /v1/images | POST /v1/images | GET /v1/images/{ref} | DELETE /v1/images/{ref}
         GET /v1/images-known | GET /v1/jobs | GET /v1/jobs/{ref} | POST /v1/jobs/{ref}/cancel

@@ -42,7 +42,7 @@ _PATH_TEXT = {
     "host_ip": "Address of the host.",
     "host_port": "Port of the host.",
     "share": "Name of the share.",
-    "nic": "Number of the card, or its MAC address.",
+    "nic": "Number of the network card, or its MAC address.",
     "rule": "Name or number of the rule.",
 }
 # RFC 9110 renamed these, and Python followed in 3.13; the description is the same under each.

@@ -56,6 +56,8 @@ def test_every_path_of_the_contract_is_there(described: Json) -> None:
         GET /v1/guests/{ref}/shares | POST /v1/guests/{ref}/shares
         DELETE /v1/guests/{ref}/shares/{share}
         PUT /v1/guests/{ref}/nics/{nic}/impairment | GET /v1/guests/{ref}/nics/{nic}/capture
+        GET /v1/guests/{ref}/nics | POST /v1/guests/{ref}/nics
+        PATCH /v1/guests/{ref}/nics/{nic} | DELETE /v1/guests/{ref}/nics/{nic}
         GET /v1/guests/{ref}/screenshot | GET /v1/guests/{ref}/logs
         GET /v1/images | POST /v1/images | GET /v1/images/{ref} | DELETE /v1/images/{ref}
         GET /v1/images-known | GET /v1/jobs | GET /v1/jobs/{ref} | POST /v1/jobs/{ref}/cancel

@@ -98,7 +98,7 @@ async def show_guest(request: ApiRequest) -> Response[bytes]:
     opt=submits(
         LaunchRequest,
         query=WaitQuery,
-        errors=(UnknownImage, NameTaken, PortTaken, HostLacks, NoMemory, Forbidden),
+        errors=(UnknownImage, NameTaken, Conflict, PortTaken, HostLacks, NoMemory, Forbidden),
     ),
 )
 async def launch_guest(request: ApiRequest) -> Response[bytes]:

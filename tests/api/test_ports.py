@@ -63,7 +63,7 @@ async def test_the_system_house_opens_no_port_on_an_address_that_nobody_named(
     assert job.state is JobState.DONE
 
 
-@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("root", [pytest.param(True, marks=pytest.mark.root), False])
 async def test_privileged_ports_are_for_the_uplink_of_root(
     api: httpx.AsyncClient, house: ApiHouse, monkeypatch: pytest.MonkeyPatch, root: bool
 ) -> None:

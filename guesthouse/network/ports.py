@@ -102,8 +102,8 @@ def _check_privilege(port: Publish, privileged: bool) -> None:
     if privileged or port.host_port >= start:
         return
     raise Forbidden(
-        f"Port {port.host_port} is privileged: guests run as an ordinary user and may open ports "
-        f"from {start} on.",
+        f"Port {port.host_port} is privileged: what listens for this guest is an ordinary user's, "
+        f"which may open ports from {start} on.",
         hint=f"Publish a higher port, such as {port.host_port + 8000}:{port.guest_port}, or allow "
         f"all programs of this host lower ones: "
         f"sysctl net.ipv4.ip_unprivileged_port_start={port.host_port}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from guesthouse.model.device import Publish
 from guesthouse.model.guest import Guest
 from guesthouse.model.networking import BUILTIN
@@ -44,4 +46,7 @@ async def free_port(
     builtin = network == BUILTIN
     if ":" in port.host_ip and builtin and not rooms.driver.capabilities.ipv6_publish:
         raise no_ipv6(port)
-    return await reserve(port, published(rooms, but=but), privileged=False)
+    # On a network of the house its uplink listens, which is the daemon's user; else the guest's own
+    # process.
+    privileged = not builtin and os.geteuid() == 0
+    return await reserve(port, published(rooms, but=but), privileged=privileged)

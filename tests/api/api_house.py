@@ -14,7 +14,7 @@ from typing import Any
 from guesthouse import __version__
 from guesthouse.drivers.base import SERIAL_LOG, VNC_SOCKET, Resources
 from guesthouse.drivers.fake import FakeDriver, FakeRunning
-from guesthouse.errors import InvalidInput, KeeperUnavailable
+from guesthouse.errors import HostLacks, InvalidInput, KeeperUnavailable
 from guesthouse.guestos.ssh_process import RemoteProcess
 from guesthouse.host.folders import prepare
 from guesthouse.host.secrets import Secrets
@@ -30,8 +30,10 @@ from guesthouse.model.host import Capability, HostFacts
 from guesthouse.model.ids import new_id
 from guesthouse.model.image import Image
 from guesthouse.model.job import Job, JobState
+from guesthouse.model.network import Network
 from guesthouse.model.reports import ExecRequest, HouseInfo, HouseMode, LaunchRequest
 from guesthouse.model.states import GuestState
+from guesthouse.network.bridged.hostlink import HostLink
 from guesthouse.operations.all import all_operations
 from guesthouse.operations.checkup import KeeperFacts
 from guesthouse.operations.house import House
@@ -235,6 +237,7 @@ async def open_house(folder: Path) -> ApiHouse:
         facts=_facts,
         traffic=FakeTraffic(),
     )
+    rooms.bridges.check = no_bridges
     registry = all_operations(rooms, BuildCache(folders.build_cache))
     build = registry.get("image.build")
     assert isinstance(build, BuildImage)
@@ -245,6 +248,11 @@ async def open_house(folder: Path) -> ApiHouse:
     rooms.live.on_found = partial(take_up_found, rooms, supervisor)
     await jobs.recover()
     return _assemble(rooms, jobs, supervisor, driver)
+
+
+async def no_bridges(network: Network) -> HostLink:
+    """Whatever is asked for, nothing is done to the interfaces of this machine."""
+    raise HostLacks("Tests do not bridge.", capability="bridging")
 
 
 def _assemble(

@@ -12,6 +12,7 @@ import pytest
 from guesthouse.errors import HostLacks
 from guesthouse.model.job import JobState
 from guesthouse.model.network import Network
+from guesthouse.network.bridged.attaching import FOLDER, HostBridges
 from guesthouse.network.bridged.hostlink import HostLink
 from guesthouse.network.bridged.moves import Moves
 from guesthouse.operations.bridging import resolver_commands
@@ -166,8 +167,9 @@ async def test_routed_and_connected_say_what_is_to_be_done(api: httpx.AsyncClien
 
 @pytest.mark.usefixtures("alone")
 async def test_an_ordinary_house_is_told_why_not(
-    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    api: httpx.AsyncClient, house: ApiHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    house.rooms.bridges = HostBridges(house.rooms.folders.runtime / FOLDER)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     await create(api)
     changed = await api.patch(f"{ROUTE}/lan", json={"connected": True}, params=WAIT)

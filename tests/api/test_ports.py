@@ -11,6 +11,7 @@ import pytest
 from guesthouse.errors import EngineError, NotFound
 from guesthouse.model.job import JobState
 from tests.api.api_house import ApiHouse
+from tests.api.test_networks import able
 from tests.api.test_writes import WAIT, job_of
 
 
@@ -60,3 +61,25 @@ async def test_the_system_house_opens_no_port_on_an_address_that_nobody_named(
     body = {"host_ip": "127.0.0.1", **port}
     job = job_of(await api.post("/v1/guests/web/ports", json=body, params=WAIT))
     assert job.state is JobState.DONE
+
+
+@pytest.mark.parametrize("root", [pytest.param(True, marks=pytest.mark.root), False])
+async def test_privileged_ports_are_for_the_uplink_of_root(
+    api: httpx.AsyncClient, house: ApiHouse, monkeypatch: pytest.MonkeyPatch, root: bool
+) -> None:
+    """A guest of its own, on the builtin network, has a process that is nobody."""
+    able(house)
+    monkeypatch.setattr("os.geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setattr("guesthouse.network.ports._can_bind", lambda port: True)
+    monkeypatch.setattr("guesthouse.network.ports.unprivileged_port_start", lambda: 1024)
+    port = {"host_ip": "127.0.0.1", "host_port": 443, "guest_port": 443}
+    for name, networks, allowed in (("a", [], root), ("b", ["builtin"], False)):
+        body = {"image": "micro", "name": name, "networks": networks, "publish": [port],
+                "start": False}  # fmt: skip
+        job = job_of(await api.post("/v1/guests", json=body, params=WAIT))
+        assert (job.state is JobState.DONE) is allowed
+        if not allowed:
+            assert job.problem is not None and job.problem.code == "forbidden"
+            assert "ip_unprivileged_port_start=443" in job.problem.hint
+        else:
+            await api.delete(f"/v1/guests/{name}", params={**WAIT, "now": "true"})

@@ -1,5 +1,5 @@
 """What we claim, measured: `python -m benchmarks start`, `python -m benchmarks rules` (as root),
-`python -m benchmarks shares`.
+`python -m benchmarks shares`, `python -m benchmarks network`.
 
 Raw QEMU with the same devices is always measured beside it; libvirt is when it answers (see
 `python -m benchmarks.libvirt`). Ends with 1 when a budget is missed.
@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import machine, rules, shares
+from benchmarks import machine, network, rules, shares
 from benchmarks.figures import Figure, table
 from benchmarks.start import PARTS, QUICK, Size, measure
 
@@ -33,6 +33,10 @@ def measured_shares(options: argparse.Namespace) -> list[Figure]:
     return shares.measure(options.quick, say)
 
 
+def measured_network(options: argparse.Namespace) -> list[Figure]:
+    return network.measure(options.quick, say)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     families = parser.add_subparsers(required=True, metavar="FAMILY")
@@ -42,7 +46,13 @@ def main() -> int:
     )
     firewall = families.add_parser("rules", help="a thousand rules of the firewall")
     folders = families.add_parser("shares", help="shared folders, beside virtiofsd by hand")
-    parts = ((start, measured_start), (firewall, measured_rules), (folders, measured_shares))
+    through = families.add_parser("network", help="bytes through the network; cards made ready")
+    parts = (
+        (start, measured_start),
+        (firewall, measured_rules),
+        (folders, measured_shares),
+        (through, measured_network),
+    )
     for family, run in parts:
         family.add_argument("--json", type=Path, metavar="FILE", help="write all samples there too")
         family.add_argument("--quick", action="store_true", help="few rounds: whether it works")

@@ -202,6 +202,7 @@ class TestGuest:
     async def boot(self, folder: Path, *ports: Publish, configure: bool = True) -> None:
         """Attach the card, and carry frames from then on."""
         attached = await self.attach(*ports)
+        await self._house._naming.finish()  # it asks for names sooner than a real guest could
         assert attached.fd is not None
         folder.mkdir(exist_ok=True)
         self._space = HouseNamespace(folder)
@@ -345,6 +346,7 @@ class TestHouse:
         for guest in self.guests.values():
             guest._house = self.network
         await self.network.open(self.records.seats.values())
+        await self.network._naming.finish()
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from guesthouse.model.share import Way
 from tests.e2e.sharing_place import Place, place, virtiofsd_here
 
 ROUNDS, QUICK_ROUNDS = 7, 2
-MIB, FILES = 64, 200
+MIB, FILES = 64, 500
 HAND = "virtiofsd by hand"
 SFTP = "guesthouse, sftp"
 LIMIT = Budget(1.05, HAND)

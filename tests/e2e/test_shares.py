@@ -97,7 +97,9 @@ async def test_roots_house_serves_with_the_rights_of_who_asked(place: Place) -> 
     )
     made = (source / "made").stat()
     assert (made.st_uid, made.st_gid) == (SOMEBODY, SOMEBODY)
-    assert await place.sh("stat -c %U /mnt/theirs/made /mnt/theirs/roots") == "ada\nnobody\n"
+    assert await place.sh("stat -c %u /mnt/theirs/made /mnt/theirs/roots; id -u ada") == (
+        "1000\n65534\n1000\n"
+    )
     await place.sh("cat /mnt/theirs/roots 2>/dev/null || exit 9", code=9)
     await place.sh("mknod /mnt/theirs/device c 1 3 2>/dev/null || exit 9", code=9)
     await place.shares.unmount(share)

@@ -86,4 +86,4 @@ def test_the_hosts_own_addresses() -> None:
     assert found.addresses == ("192.0.2.7", "2001:db8::7")
     assert found.networks == ("192.0.2.0/24", "2001:db8::/64")
     alone = host_side({"wg0": Link(addresses=frozenset({"10.9.9.9/32"}))})
-    assert alone == (("10.9.9.9",), ()), "a tunnel's own address is no network"
+    assert alone[:2] == (("10.9.9.9",), ()), "a tunnel's own address is no network"

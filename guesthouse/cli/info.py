@@ -143,8 +143,9 @@ def _reach(guest: GuestView, cards: list[NicView]) -> Rows:
     if guest.addresses:
         # Newcomers try to reach that address from the host, and it is not there.
         inside = _where(cards) if cards else ""
-        addresses = " ".join(guest.addresses)
-        rows.append(("Addresses" if len(guest.addresses) > 1 else "Address", addresses + inside))
+        # Those of IPv6 stand with the cards.
+        shown = [one for one in guest.addresses if ":" not in one] or guest.addresses
+        rows.append(("Addresses" if len(shown) > 1 else "Address", " ".join(shown) + inside))
     for at, port in enumerate(published):
         name = "" if at else ("Port" if len(published) == 1 else "Ports")
         rows.append((name, _port(port)))

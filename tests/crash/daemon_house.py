@@ -369,14 +369,22 @@ def free_port_of_host() -> int:
 
 
 def ports_of(pid: int) -> set[int]:
-    """TCP ports of IPv4 on which a process listens."""
-    listening = {}
+    """TCP ports of IPv4 on which a process listens; of one with an id of its own, all of the id."""
+    listening: dict[str, int] = {}
+    by_owner: dict[int, set[int]] = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[3] == "0A":
-            listening[f"socket:[{fields[9]}]"] = int(fields[1].rpartition(":")[2], 16)
+            port = int(fields[1].rpartition(":")[2], 16)
+            listening[f"socket:[{fields[9]}]"] = port
+            by_owner.setdefault(int(fields[7]), set()).add(port)
+    process = Path(f"/proc/{pid}")
     try:
-        links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        links = [os.readlink(fd) for fd in (process / "fd").iterdir()]
+    except PermissionError:
+        status = (process / "status").read_text().splitlines()
+        uids = next(line for line in status if line.startswith("Uid:"))
+        return by_owner.get(int(uids.split()[1]), set())
     except OSError:
         return set()
     return {listening[link] for link in links if link in listening}

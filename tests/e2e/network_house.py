@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -105,7 +106,25 @@ for (@ARGV) {
 """Sends frames, in hexadecimal digits, as they are."""
 
 
+REFUSING = """#!/bin/sh
+[ -e "${0%%/*}/refuse" ] && exit 1
+exec %s "$@"
+"""
+
+
 class NetworkHouse(House):
+    """:ivar tools: with the daemon's nft: the system's, but not while `refuse` lies beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        path = tool_environment()["PATH"]
+        self.tools = folder / "tools"
+        self.tools.mkdir()
+        nft = self.tools / "nft"
+        nft.write_text(REFUSING % shutil.which("nft", path=path))
+        nft.chmod(0o755)
+        self.env["PATH"] = f"{self.tools}{os.pathsep}{path}"
+
     @property
     def runtime(self) -> Path:
         return resolve(self.env, uid=os.geteuid()).runtime
@@ -137,12 +156,19 @@ class NetworkHouse(House):
 
     @contextmanager
     def without_rules(self) -> Iterator[None]:
-        """The control run of whatever rules forbid; afterwards they are there again."""
+        """The control run of whatever rules forbid; afterwards they are there again.
+
+        The house would load them at once: meanwhile its nft refuses.
+        """
         assert "table" in self.inside("nft", "list", "ruleset")
-        self.inside("nft", "flush", "ruleset")
+        refuses = self.tools / "refuse"
+        refuses.touch()
         try:
+            self.inside("nft", "flush", "ruleset")
             yield
+            assert "table" not in self.inside("nft", "list", "ruleset")
         finally:
+            refuses.unlink()
             self.run("daemon", "restart")
             assert "drop" in self.inside("nft", "list", "ruleset")
 

@@ -115,7 +115,10 @@ class Scene:
         assert names <= {*sockets}
         store = state / "guesthouse.db"
         records = [store, *runtime.glob("*.json")]
-        assert store.exists() and len(records) == 4
+        assert store.exists() and {path.name for path in records} == {
+            store.name, "namespace.json", "network-services.json", "network-rules.json",
+            "network-impairments.json",
+        }  # fmt: skip
         files = {path.name: str(path) for path in records}
         bridge = next(
             one["ifname"]

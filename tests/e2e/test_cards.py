@@ -61,6 +61,11 @@ def place(house: House, card: str = "eth1") -> str:
     return sh(house, f"readlink -f /sys/class/net/{card}/device").rpartition("/")[0].strip()
 
 
+def servers(house: House) -> list[str]:
+    """Whom the guest asks for names, the first first."""
+    return [line.split()[1] for line in sh(house, "cat /etc/resolv.conf").splitlines()]
+
+
 def test_a_card_comes_to_a_running_guest(house: House) -> None:
     assert not reaches(house, "10.77.0.10")
     said = house.out("nic", "add", "web", "--network", "lan")
@@ -70,6 +75,9 @@ def test_a_card_comes_to_a_running_guest(house: House) -> None:
     assert second["has4"].startswith("10.77.0.") and reaches(house, "10.77.0.10")
     assert reaches(house, first["has4"].rpartition(".")[0] + ".1")
     assert "Card 1:" in house.out("info", "web")
+    own = first["has4"].rpartition(".")[0] + ".1"
+    assert servers(house) == [own, "10.77.0.1"], "the first card's is asked first"
+    assert f"default via {own} dev eth0" in sh(house, "ip route").splitlines()[0]
 
 
 def test_it_moves_to_another_network_under_a_new_daemon(house: House) -> None:
@@ -134,6 +142,7 @@ def test_it_goes_and_the_guest_lets_go_of_it(house: House) -> None:
     assert "eth1" not in sh(house, "ls /sys/class/net")
     assert [card["index"] for card in cards(house)] == [0]
     assert not reaches(house, "10.88.0.10")
+    assert len(servers(house)) == 1
     # Its address is free again.
     house.run("nic", "add", "web", "--network", "dmz", "--address4", "10.88.0.77")
     has(house, "10.88.0.77")

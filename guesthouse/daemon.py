@@ -41,6 +41,7 @@ from guesthouse.model.document import encode
 from guesthouse.model.folders import Folders, Mode, resolve
 from guesthouse.model.reports import HouseInfo, HouseMode, StopGuestsRequest
 from guesthouse.network.backends import Backends
+from guesthouse.network.bridged import abilities
 from guesthouse.network.builtin import Builtin
 from guesthouse.network.house.backend import HouseNetwork
 from guesthouse.operations.all import all_operations
@@ -125,6 +126,7 @@ async def open_rooms(folders: Folders) -> AsyncIterator[tuple[Rooms, KeeperLink,
         network = HouseNetwork(namespace, records, folders.runtime, packets)
         stack.push_async_callback(network.close)
         probed.more = lambda: network.kernel_capabilities
+        await probed.look_too(abilities.capabilities)
         await open_network(network, records, view)
         backends = Backends(Builtin(), network, lambda: view.networks)
         identities = Identities(

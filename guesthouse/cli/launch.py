@@ -16,6 +16,7 @@ from guesthouse.cli.command import (
     json_option,
     positive,
 )
+from guesthouse.cli.firewall_words import complete_groups
 from guesthouse.cli.following import Wish, carry_out
 from guesthouse.cli.session import open_house
 from guesthouse.cli.sharing import share_request
@@ -42,6 +43,7 @@ _LONGEST = 256 << 10
         ("guest launch debian/12 web --share ./site:/srv/site", "With a folder of this host"),
         ("guest launch debian/12 db --network lan", "On another network than default"),
         ("guest launch debian/12 dns --network lan,address4=10.77.0.2", "With a fixed address"),
+        ("guest launch debian/12 web --group shop", "In a security group from the start"),
         ("guest launch micro tiny --memory 128M --no-wait", "Do not wait until it answers"),
         ("guest launch debian/12 box --no-start", "Only create it"),
         ("guest launch debian/12 web --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22", "ssh -p 2222 …"),
@@ -74,6 +76,14 @@ _LONGEST = 256 << 10
     metavar="NAME[,address4=…][,address6=…][,mac=…]",
     shell_complete=complete_networks,
     help="Network of its card, or 'builtin' for one of its own; repeated: more cards.",
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    shell_complete=complete_groups,
+    help="Security group that it is in from the start; may be repeated.",
 )
 @click.option(
     "--firmware",
@@ -139,6 +149,7 @@ def launch(
         disk=rest["disk"],
         publish=tuple(parse_publish(text) for text in publish),
         **_cards(rest["networks"]),
+        groups=rest["groups"],
         shares=tuple(share_request(text) for text in rest["shares"]),
         firmware=Firmware(rest["firmware"]),
         accelerator=Accelerator(rest["accelerator"]),

@@ -11,13 +11,13 @@ import os
 import platform
 import pwd
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from guesthouse.errors import GuesthouseError
-from guesthouse.host import capabilities, cgroups, probe_kvm, probe_qemu
+from guesthouse.host import capabilities, cgroups, probe_kvm, probe_qemu, virtiofsd
 from guesthouse.host.kvm_device import KVM
 from guesthouse.host.kvm_device import examine as examine_device
 from guesthouse.host.launcher import Confinement, guest_identity
@@ -70,6 +70,9 @@ async def probe(
         capabilities.of_subids(),
         *namespace,
         *(capabilities.of_program(name, name, package, release) for name, package in _NETWORK),
+        virtiofsd.capability(
+            await virtiofsd.find(env), qemu, capabilities.install(release, "virtiofsd")
+        ),
         capabilities.of_cgroups(),
         capabilities.of_linger(env.get("XDG_RUNTIME_DIR", ""), os.geteuid(), user_name()),
     ]
@@ -162,22 +165,30 @@ def _identity(am_root: bool, kvm: Path) -> Confinement:
 class HostProbe:
     """The newest facts of this host.
 
-    :ivar more: capabilities that others found out meanwhile.
+    :ivar more: capabilities that others found out meanwhile. `look_too` looks at others still.
     """
 
     def __init__(self, cache: Path, facts: HostFacts) -> None:
         self._cache, self._facts = cache, facts
         self.more: Callable[[], tuple[Capability, ...]] = tuple
+        self._look: Callable[[], Awaitable[tuple[Capability, ...]]] | None = None
+        self._seen: tuple[Capability, ...] = ()
+
+    async def look_too(self, look: Callable[[], Awaitable[tuple[Capability, ...]]]) -> None:
+        """Have the answers of `look` among the facts, now and after each `refresh`."""
+        self._look, self._seen = look, await look()
 
     def __call__(self) -> HostFacts:
         known = self._facts.capabilities
         names = {one.name for one in known}
-        more = tuple(one for one in self.more() if one.name not in names)
+        more = tuple(one for one in (*self._seen, *self.more()) if one.name not in names)
         return msgspec.structs.replace(self._facts, capabilities=(*known, *more))
 
     async def refresh(self) -> HostFacts:
         """Look afresh."""
         self._facts = await probe(self._cache, refresh=True)
+        if self._look is not None:
+            self._seen = await self._look()
         return self()
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from guesthouse.errors import GuesthouseError
 from guesthouse.host.spawn import run
+from guesthouse.model.host import Capability, QemuBinary
 
 OVERRIDE = "GUESTHOUSE_VIRTIOFSD"
 _PROGRAM = "virtiofsd"
@@ -34,6 +35,11 @@ class Virtiofsd(NamedTuple):
     read_only: bool = False
 
 
+STEADY_QEMU = (8, 2)
+"""Before it QEMU did not wait until the server had taken up a queue ("vhost-user: call
+VHOST_USER_SET_VRING_ENABLE synchronously", 8.2). With 7.2 and virtiofsd 1.13 one of some seventy
+mounts never answered."""
+
 _known: dict[tuple[str, int], Virtiofsd] = {}
 
 
@@ -50,6 +56,34 @@ async def find(env: Mapping[str, str] = os.environ) -> Virtiofsd:
     except (GuesthouseError, OSError):
         return Virtiofsd(path)
     return _known[key]
+
+
+def capability(found: Virtiofsd, qemu: QemuBinary | None, cure: str) -> Capability:
+    """Whether shares go by virtiofs here unless somebody wants another way.
+
+    :param cure: what installs virtiofsd.
+    """
+    newer = "Install virtiofsd 1.13 or newer."
+    if not found.path:
+        reason = "There is no virtiofsd."
+    elif not found.rust:
+        reason, cure = (
+            f"{found.path} does not run, or is the old one that only root can run.",
+            newer,
+        )
+    elif not (found.maps and found.read_only):
+        reason, cure = f"{found.path} cannot map owners and keep a share read-only.", newer
+    elif qemu is None:
+        reason, cure = "Without QEMU there are no shares.", ""
+    elif qemu.version < STEADY_QEMU:
+        wanted = ".".join(map(str, STEADY_QEMU))
+        reason = f"A mount may hang for ever with QEMU {qemu.version_text}: it needs {wanted}."
+        cure = f"Install QEMU {wanted} or newer; or risk it for a share: --way virtiofs"
+    else:
+        return Capability(name="virtiofs", available=True, reason=f"virtiofsd is at {found.path}.")
+    return Capability(
+        name="virtiofs", available=False, reason=f"Shares go by sftp: {reason}", cure=cure
+    )
 
 
 def where(env: Mapping[str, str]) -> str:

@@ -81,6 +81,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     :ivar networks: one for each network card, by name or id; `builtin` is a network of the guest's
         own. None named: the network `default`, or `builtin` where this host has no networks.
     :ivar nics: instead of `networks`: its cards, each with its network and what is fixed of it.
+    :ivar groups: security groups that it is in from the start, in order, by name or id.
     """
 
     image: Line
@@ -105,6 +106,7 @@ class LaunchRequest(Noun, kw_only=True, frozen=True):
     shares: Annotated[tuple[ShareRequest, ...], Meta(max_length=MAX_SHARES)] = ()
     networks: Annotated[tuple[NetworkName, ...], Meta(max_length=MAX_CARDS)] = ()
     nics: Annotated[tuple[NicRequest, ...], Meta(max_length=MAX_CARDS)] = ()
+    groups: Annotated[tuple[NetworkName, ...], Meta(max_length=64)] = ()
 
 
 class StartRequest(Noun, kw_only=True, frozen=True):

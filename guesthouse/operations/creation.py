@@ -15,6 +15,7 @@ from guesthouse.guestos.keys import ensure_key
 from guesthouse.images.building import BuildParams
 from guesthouse.jobs.context import JobContext
 from guesthouse.model.device import Disk, Publish, new_mac
+from guesthouse.model.firewall import Firewall
 from guesthouse.model.guest import (
     BootPath,
     Firmware,
@@ -33,6 +34,7 @@ from guesthouse.model.volume import Volume
 from guesthouse.operations.addresses import check_cards
 from guesthouse.operations.deletion import NUMBERS, number_key, remove_guest
 from guesthouse.operations.disks import Disks, add_nvram, add_root, add_seed, root_volume
+from guesthouse.operations.grouping import require_groups, require_rules_hold
 from guesthouse.operations.joining import (
     cards,
     chosen,
@@ -80,6 +82,7 @@ class LaunchParams(GuestParams, kw_only=True, frozen=True):
     shares: tuple[Share, ...] = ()
     networks: tuple[str, ...] = ()
     nics: tuple[NicRequest, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 class Launch(GuestOperation[LaunchParams]):
@@ -139,6 +142,7 @@ async def create_guest(rooms: Rooms, ctx: JobContext, params: LaunchParams, imag
     existing = await rooms.documents.guests.get(params.guest)
     if existing is None:
         params = msgspec.structs.replace(params, networks=await chosen(rooms, ctx, params.networks))
+        require_rules_hold(rooms, params.groups, params.networks)
     ids = await ctx.step(
         "create",
         volume=new_id,
@@ -187,8 +191,8 @@ async def forget_orphaned(rooms: Rooms) -> None:
 async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Volume]) -> Guest:
     """Make the guest durable, all or nothing, under a number that no other guest has.
 
-    :raise NotFound: a network of its is gone. :raise NameTaken: :raise Conflict: an address that
-        it is to have is another card's.
+    :raise NotFound: a network or a group of its is gone. :raise NameTaken:
+    :raise Conflict: an address that it is to have is another card's.
     :raise RevisionConflict: the image changed or went meanwhile.
     """
     documents = rooms.documents
@@ -204,7 +208,8 @@ async def _commit(rooms: Rooms, guest: Guest, image: Image, volumes: Iterable[Vo
         ]
         ops += [documents.volumes.put_op(volume, expect=ABSENT) for volume in volumes]
         try:
-            async with rooms.networks_change:
+            async with rooms.rules.change, rooms.networks_change:
+                require_groups(rooms, guest.spec.firewall.groups)
                 await require_networks(rooms, guest.spec.nics)
                 check_cards(rooms.view, guest.id, guest.spec.nics)
                 await rooms.view.wait_for(await documents.store.commit(ops))
@@ -256,6 +261,7 @@ def _document(
         ssh_port=image.ssh_port,
         keys=params.ssh_keys,
         shares=params.shares,
+        firewall=Firewall(groups=params.groups),
     )
     check_spec(spec)
     now = time.time()

@@ -68,6 +68,7 @@ from guesthouse.operations.editing import (
     UnpublishParams,
 )
 from guesthouse.operations.firewall_house import FirewallHouse
+from guesthouse.operations.grouping import groups_of
 from guesthouse.operations.hosting import HOST_LOCK, StartGuests, StopGuestsParams
 from guesthouse.operations.joining import networks_of
 from guesthouse.operations.lifecycle import (
@@ -218,17 +219,16 @@ class House:
         self._check_image(request.image)
         check_seeding(self.rooms, request)
         ports = tuple(self._named(port) for port in request.publish)
+        asked = request.networks or tuple(wish.network for wish in request.nics)
+        networks = networks_of(self.rooms, asked, ports)
         fields = msgspec.structs.asdict(request) | {
             "name": name,
             "user": request.user or self.rooms.settings.default_user,
             "accelerator": request.accelerator.value,
             "shares": shares_of(request.shares, requester),
             "publish": ports,
-            "networks": networks_of(
-                self.rooms,
-                request.networks or [wish.network for wish in request.nics],
-                ports,
-            ),
+            "networks": networks,
+            "groups": groups_of(self.rooms, request.groups, networks),
             "nics": requested_at_launch(self.rooms, request.networks, request.nics),
         }
         # Secret, so it goes another way than into the job's document.

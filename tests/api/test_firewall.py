@@ -226,6 +226,54 @@ async def test_groups_are_shared_and_stay_while_somebody_needs_them(
     assert not [key for key in house.rooms.pool.copies.keys if key.startswith("security")]
 
 
+async def test_a_guest_is_in_groups_from_its_launch(
+    api: httpx.AsyncClient, house: ApiHouse, told: list[str]
+) -> None:
+    for name in ("shop", "ssh"):
+        await done(await api.post("/v1/security-groups", json={"name": name}, params=WAIT))
+    ids = {group.name: group.id for group in house.view.groups.values()}
+    wanted = ["ssh", ids["shop"], "ssh"]
+    job = await launch(api, "new", networks=["lan"], groups=wanted)
+    assert job.state is JobState.DONE, job.problem
+    assert stored(house, "new").groups == (ids["ssh"], ids["shop"])
+    assert (await shown(api, "/v1/guests/new/firewall"))["groups"] == ["ssh", "shop"]
+    assert (await shown(api, "/v1/security-groups/shop"))["members"] == ["guest new"]
+    assert (await launch(api, "other", groups=["ssh"])).state is JobState.DONE
+    assert not stored(house).groups
+
+
+async def test_groups_at_launch_are_refused_where_they_would_keep_nobody_out(
+    api: httpx.AsyncClient, house: ApiHouse, told: list[str]
+) -> None:
+    await done(await api.post("/v1/security-groups", json={"name": "ssh"}, params=WAIT))
+    body = {"image": "micro", "name": "new", "start": False, "groups": ["shh"]}
+    unknown = await api.post("/v1/guests", json=body)
+    assert unknown.status_code == 404 and "ssh" in unknown.json()["hint"]
+    body |= {"groups": ["ssh"], "networks": ["builtin"]}
+    alone = await api.post("/v1/guests", json=body)
+    assert alone.status_code in (400, 422) and "only there rules hold" in alone.text, alone.text
+    able(house, lacks="nft")
+    job = await launch(api, "new", groups=["ssh"])
+    assert job.problem is not None and job.problem.code == "host-lacks"
+    assert "only there rules hold: nft was tried." in job.problem.message
+    assert "new" not in {guest.name for guest in house.view.guests.values()}
+
+
+async def test_a_group_that_goes_while_its_guest_is_launched(
+    api: httpx.AsyncClient, house: ApiHouse, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await done(await api.post("/v1/security-groups", json={"name": "ssh"}, params=WAIT))
+
+    async def removed(*_: object) -> tuple[str, ...]:
+        await done(await api.delete("/v1/security-groups/ssh", params=WAIT))
+        return (next(iter(house.view.networks)),)
+
+    monkeypatch.setattr("guesthouse.operations.creation.chosen", removed)
+    job = await launch(api, "new", groups=["ssh"])
+    assert job.problem is not None and job.problem.code == "not-found"
+    assert "new" not in {guest.name for guest in house.view.guests.values()}
+
+
 async def test_sets_change_and_stay_while_a_rule_names_them(
     api: httpx.AsyncClient, house: ApiHouse, told: list[str]
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from guesthouse.errors import Conflict, HostLacks, InvalidInput, NotFound
 from guesthouse.model.ids import new_id
 from guesthouse.model.network import Network, NetworkKind
-from guesthouse.network.bridged import attaching
+from guesthouse.network.bridged import abilities, attaching
 from guesthouse.network.bridged.attaching import HostBridges, check_vlan
 from guesthouse.network.bridged.hostlink import look_at
 from guesthouse.network.bridged.moves import Moves, batch
@@ -214,6 +214,28 @@ async def test_what_cannot_be_bridged(
 
 def lacks() -> None:
     raise HostLacks("not here")
+
+
+async def test_what_doctor_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_vlan() -> None:
+        raise HostLacks("no VLANs", hint="modprobe 8021q")
+
+    async def fine() -> None:
+        pass
+
+    monkeypatch.setattr(abilities, "check_may_change", lambda: None)
+    monkeypatch.setattr(abilities, "check_vlan", fine)
+    assert [(one.name, one.available) for one in await abilities.capabilities()] == [
+        ("bridging", True),
+        ("vlan", True),
+    ]
+    monkeypatch.setattr(abilities, "check_vlan", no_vlan)
+    bridging, vlan = await abilities.capabilities()
+    assert bridging.available and not vlan.available
+    assert (vlan.reason, vlan.cure) == ("no VLANs", "modprobe 8021q")
+    monkeypatch.setattr(abilities, "check_may_change", lacks)
+    [bridging] = await abilities.capabilities()
+    assert not bridging.available and bridging.reason == "not here"
 
 
 async def test_a_vlan_where_the_kernel_has_them(host: BridgedHost, tmp_path: Path) -> None:

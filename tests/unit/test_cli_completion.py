@@ -37,6 +37,7 @@ LINES = [
     ("guest top d", "guest top db"),
     ("guest network info la", "guest network info lan"),
     ("guest launch --network la", "guest launch --network lan"),
+    ("guest launch --group ss", "guest launch --group ssh"),
     ("guest firewall add we", "guest firewall add web"),
     ("guest firewall add web all", "guest firewall add web allow"),
     ("guest firewall add web allow in tc", "guest firewall add web allow in tcp"),

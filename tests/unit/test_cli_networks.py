@@ -78,6 +78,13 @@ def test_launch_sends_the_networks(guest: Room) -> None:
     assert guest.bodies("POST", "/v1/guests")[0]["networks"] == ["lan", "builtin"]
 
 
+def test_launch_sends_the_groups(guest: Room) -> None:
+    assert guest("launch", "micro", "box", "--group", "shop", "--group", "ssh").code == 0
+    assert guest("launch", "micro", "fox").code == 0
+    sent = [body["groups"] for body in guest.bodies("POST", "/v1/guests")]
+    assert sent == [["shop", "ssh"], []]
+
+
 def test_set_changes_what_was_named(guest: Room) -> None:
     guest.house.add_network("lan")
     said = guest("network", "set", "lan", "mtu=1400", "lan-access=off", "dhcp=10.1.0.5-10.1.0.9",

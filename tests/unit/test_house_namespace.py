@@ -24,7 +24,9 @@ from guesthouse.host.namespace.entering import PROGRAM
 from guesthouse.host.namespace.holder import Member
 from guesthouse.host.namespace.house import HouseNamespace
 from guesthouse.host.process import is_alive, start_ticks
+from guesthouse.network.house.backend import HouseNetwork
 
+from ..house_network import TestRecords
 from .keeper_house import keeper_house, until
 from .namespace_house import FALLBACKS, identity, namespace_house, need_ids, need_tun, processes_in
 
@@ -182,6 +184,31 @@ asyncio.run(main())
         await house.dissolve()
     assert not is_alive(pid, ticks)
     await until(lambda: not processes_in(net))
+
+
+async def test_who_leaves_last_ends_the_holder(tmp_path: Path) -> None:
+    """A daemon whose guests all have networks of their own never opens the house's network."""
+    need_ids()
+    house = HouseNamespace(tmp_path)
+    network = HouseNetwork(house, TestRecords(), tmp_path)
+    facts = await house.ensure()
+    who = house.plan.vm(0)
+    argv = ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--clear-groups", "sleep", "99"]
+    guest = await asyncio.create_subprocess_exec(*house.service(argv))
+    try:
+        await until(lambda: Path(f"/proc/{guest.pid}/comm").read_text() == "sleep\n")
+        await network.close()
+        assert is_alive(facts.pid, facts.ticks), "the guest lives"
+        assert (await house.ensure()).origin == "found"
+    finally:
+        guest.kill()
+        await guest.wait()
+    await network.close()
+    # Of root's house the kernel does not tell: a guest may have a tap, and the database be lost.
+    assert is_alive(facts.pid, facts.ticks) is AM_ROOT
+    await house.leave(only_ours=False)
+    assert not is_alive(facts.pid, facts.ticks)
+    assert await house.leave(), "nobody is there"
 
 
 async def test_two_at_once_get_the_same(tmp_path: Path) -> None:

@@ -530,6 +530,33 @@ async def test_a_house_whose_guests_rest_goes_with_its_daemon(house: TestHouse) 
     assert not processes_in(net)
 
 
+async def test_the_namespace_stays_while_guests_without_a_card_live(house: TestHouse) -> None:
+    web = await house.boot("web")
+    facts = house.namespace.facts
+    argv = house.namespace.service(["sleep", "1000"])
+    process = await asyncio.create_subprocess_exec(*argv)
+    try:
+        await until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+        await web.end()
+        await house.network.rest(web.id, 0)
+        await house.network.close()
+        if os.geteuid() == 0:  # whose guests are in the host's user namespace
+            assert not is_alive(facts.pid, facts.ticks)
+            return
+        assert is_alive(facts.pid, facts.ticks)
+        await house.another_daemon()
+        await house.network.rest(web.id, 0)
+        assert house.namespace.facts[:2] == facts[:2], "a new guest gets the same"
+        assert await (await house.boot("again")).ping(GATEWAY)
+        await house.guests["again"].end()
+        await house.network.rest(house.guests["again"].id, 0)
+    finally:
+        process.kill()
+        await process.wait()
+    await house.network.close()
+    assert not is_alive(facts.pid, facts.ticks)
+
+
 async def test_a_network_that_changed_changes_on_the_kernel(house: TestHouse) -> None:
     web = await house.boot("web")
     house.records.own[0] = network(mtu=1400, domain="new.test")

@@ -13,9 +13,9 @@ import pytest
 from guesthouse.errors import LaunchFailed, QemuMissing, QemuTooOld
 from guesthouse.host import capabilities, cgroups, probe_kvm, probe_qemu
 from guesthouse.host.firmware import find_ovmf
-from guesthouse.host.probe import CACHE_FILE, probe
+from guesthouse.host.probe import CACHE_FILE, HostProbe, probe
 from guesthouse.host.probe_kvm import KvmVerdict
-from guesthouse.model.host import HostFacts, QemuBinary
+from guesthouse.model.host import Capability, HostFacts, QemuBinary
 
 DEBIAN = {"ID": "debian"}
 
@@ -86,7 +86,17 @@ async def test_probe_of_this_host_and_its_memory(
     assert first.memory > 1 << 28
     names = [c.name for c in first.capabilities]
     assert names == sorted(set(names), key=names.index)
-    assert {"qemu", "kvm", "qemu-img", "userns", "subids", "tun", "cgroups", "ovmf"} < set(names)
+    assert {
+        "qemu",
+        "kvm",
+        "qemu-img",
+        "userns",
+        "subids",
+        "tun",
+        "cgroups",
+        "ovmf",
+        "virtiofs",
+    } < set(names)
     assert all(c.available or c.reason for c in first.capabilities)
 
     asked: list[Path] = []
@@ -325,3 +335,18 @@ async def test_cache_file_is_replaced_whole(tmp_path: Path) -> None:
     await probe(tmp_path, kvm=tmp_path / "none")
     assert [p.name for p in tmp_path.iterdir()] == [CACHE_FILE]
     assert stat.S_ISREG((tmp_path / CACHE_FILE).stat().st_mode)
+
+
+async def test_what_others_find_is_among_the_facts(tmp_path: Path) -> None:
+    answers = [Capability(name="vlan", available=a, reason="tried") for a in (False, True)]
+    probed = HostProbe(tmp_path, await probe(tmp_path))
+
+    async def look() -> tuple[Capability, ...]:
+        return (answers.pop(0),)
+
+    def vlan(facts: HostFacts) -> list[bool]:
+        return [one.available for one in facts.capabilities if one.name == "vlan"]
+
+    await probed.look_too(look)
+    assert vlan(probed()) == [False]
+    assert vlan(await probed.refresh()) == vlan(probed()) == [True]

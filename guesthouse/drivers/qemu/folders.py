@@ -13,16 +13,11 @@ from collections.abc import Sequence
 from guesthouse.drivers.qemu import places
 from guesthouse.drivers.qemu.session import Session
 from guesthouse.errors import EngineError, QmpFailed
+from guesthouse.host.virtiofsd import STEADY_QEMU
 
 DEVICE = "vhost-user-fs-pci"
 _TURNS, _PAUSE = 200, 0.05
 """How often, and seconds after which, it is looked whether the guest has given it back."""
-
-
-_STEADY = (8, 2)
-"""Before it QEMU did not wait until the server had taken up a queue ("vhost-user: call
-VHOST_USER_SET_VRING_ENABLE synchronously", 8.2). With 7.2 and virtiofsd 1.13 one of some seventy
-mounts never answered."""
 
 
 async def lacks(session: Session, argv: Sequence[str]) -> tuple[str, str]:
@@ -39,7 +34,7 @@ async def lacks(session: Session, argv: Sequence[str]) -> tuple[str, str]:
         return f"QEMU has no {DEVICE}", ""
     version = (await session.execute("query-version"))["qemu"]
     number = (int(version["major"]), int(version["minor"]))
-    if number < _STEADY:
+    if number < STEADY_QEMU:
         text = ".".join(map(str, number))
         return "", f"a mount may hang for ever with QEMU {text}: it needs 8.2"
     return "", ""

@@ -20,6 +20,7 @@ from guesthouse.host.namespace import entering, holder, probing
 from guesthouse.host.namespace.entering import Doors, Porter
 from guesthouse.host.namespace.holder import Failure, Member, Origin
 from guesthouse.host.namespace.idplan import IdPlan, living_plan
+from guesthouse.host.namespace.inhabitants import inhabited
 from guesthouse.host.namespace.inside.record import Record
 from guesthouse.host.process import ProcessHandle
 from guesthouse.host.spawn import Finished, ensure_success, run
@@ -221,6 +222,22 @@ class HouseNamespace:
                     await handle.wait(_END_SECONDS)
             self._record.unlink(missing_ok=True)
             await self._let_go()
+
+    async def leave(self, *, only_ours: bool = True) -> bool:
+        """Let go, and as `dissolve` unless somebody lives in its user namespace: guests do,
+        whatever their cards are on. Answers whether it is gone. :raise DeadlineExceeded:
+
+        :param only_ours: there must be a user namespace of its own, which tells who lives there.
+            Root's house has none, and its guests have but taps of it.
+        """
+        await self.close()
+        known = await holder.living(self._record)
+        if known is not None and known.user is None and only_ours:
+            return False
+        if known is not None and await asyncio.to_thread(inhabited, known):
+            return False
+        await self.dissolve()
+        return True
 
     @property
     def _here(self) -> _Inside:

@@ -109,17 +109,21 @@ class HouseNetwork:
 
     async def close(self) -> None:
         """Let go; networks, services and connections stay. Without the card of a guest that runs
-        nothing stays, unless it was never opened: then nobody here knows whose it is (the database
-        may be lost).
+        nothing stays, but the namespace while guests live there. If it was never opened, nobody
+        here knows whose cards there are (the database may be lost): then only the kernel is asked.
         """
         if not self._awake and self._is_open:
             await self.dissolve()
             return
         await self._let_go()
-        await self._namespace.close()
+        if self._awake:
+            await self._namespace.close()
+        else:
+            await self._namespace.leave()
 
     async def dissolve(self) -> None:
-        """End everything. Guests that still run are cut off. :raise DeadlineExceeded:"""
+        """End everything, but the namespace while guests live there, whose cards may be on no
+        network of it. Those that are on one are cut off. :raise DeadlineExceeded:"""
         async with self._one_at_a_time:
             self._seats.clear()
             await self._naming.finish()
@@ -128,9 +132,9 @@ class HouseNetwork:
             await self._uplink.stop()
             await self._outside.leave()
         await self._let_go()
-        for file in self._records_of_ours:
-            await asyncio.to_thread(file.unlink, missing_ok=True)
-        await self._namespace.dissolve()
+        if await self._namespace.leave(only_ours=False):  # else they are true still
+            for file in self._records_of_ours:
+                await asyncio.to_thread(file.unlink, missing_ok=True)
 
     async def refresh(self) -> None:
         """Documents have changed: networks, groups, sets. Raises as `attach`.

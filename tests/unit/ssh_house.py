@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncssh
@@ -63,7 +63,8 @@ class SshHouse:
                 connection.abort()
             for child in self._children:
                 if child.returncode is None:
-                    os.killpg(child.pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it has ended this moment
+                        os.killpg(child.pid, signal.SIGKILL)
                 await asyncio.wait_for(child.wait(), 30)
             await server.wait_closed()
             self.socket.unlink()

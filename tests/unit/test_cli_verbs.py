@@ -58,6 +58,7 @@ def test_launch_sends_what_was_asked(guest: Room) -> None:
         "shares": [],
         "networks": [],
         "nics": [],
+        "groups": [],
     }
 
 

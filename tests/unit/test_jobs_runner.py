@@ -369,7 +369,10 @@ async def test_an_operation_that_cancels_itself_is_a_defect(house: ToyHouse) -> 
 
 
 async def test_failing_while_cancelled_is_cancelled(house: ToyHouse) -> None:
+    begun = asyncio.Event()
+
     async def body(ctx: JobContext) -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -377,7 +380,7 @@ async def test_failing_while_cancelled_is_cancelled(house: ToyHouse) -> None:
 
     house.toy("toy", body)
     job = await house.runner.submit("toy", {})
-    await asyncio.sleep(0.01)
+    await begun.wait()
     await house.runner.cancel(job.id)
     assert (await end(house, job)).state is JobState.CANCELLED
     assert any("the tool died of it" in line for line in await house.runner.log_lines(job.id))

@@ -8,7 +8,6 @@ import pwd
 import socket
 import stat
 import subprocess
-import time
 
 import httpx
 import pytest
@@ -147,7 +146,6 @@ async def test_one_that_hangs_does_not_keep_the_server(
 
 async def test_an_idle_server_does_nothing(served: Served) -> None:
     await asyncio.sleep(1)  # what the start left behind
-    before = time.process_time()
     loop = asyncio.get_running_loop()
     turns = 0
     select = loop._selector.select  # type: ignore[attr-defined]  # counts the loop's wake-ups
@@ -161,7 +159,6 @@ async def test_an_idle_server_does_nothing(served: Served) -> None:
     await asyncio.sleep(2)
     loop._selector.select = select  # type: ignore[attr-defined]  # asyncio has no name for it
     assert turns < 10
-    assert time.process_time() - before < 1
 
 
 async def test_connections_leave_nothing_behind(

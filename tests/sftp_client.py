@@ -59,11 +59,11 @@ async def client(connection: socket.socket) -> asyncssh.SFTPClient:
         "strict",
         _Reader(reader),
         _Writer(writer),
-        3,  # type: ignore[arg-type]
+        3,  # type: ignore[arg-type]  # ours do what theirs do
     )
     await handler.start()
     made = asyncssh.SFTPClient(handler, "utf-8", "surrogateescape")
-    made.task = loop.create_task(handler.recv_packets())  # type: ignore[attr-defined]
+    made.task = loop.create_task(handler.recv_packets())  # type: ignore[attr-defined]  # held
     await handler.request_limits()
     return made
 

@@ -40,7 +40,7 @@ async def told(house: ApiHouse, api: httpx.AsyncClient) -> list[str]:
         return ()
 
     house.rooms.host_routes = no_routes
-    house.rooms.rules.reload = reload  # type: ignore[method-assign]
+    house.rooms.rules.reload = reload  # type: ignore[method-assign]  # a stand-in
     await create(api)
     for name in ("web", "db"):
         assert (await launch(api, name, networks=["lan"])).state is JobState.DONE
@@ -157,7 +157,7 @@ async def test_what_the_kernel_refuses_is_taken_back(
     async def broken(view: object) -> None:
         raise EngineError("nft says no.")
 
-    house.rooms.rules.reload = broken  # type: ignore[method-assign]
+    house.rooms.rules.reload = broken  # type: ignore[method-assign]  # a stand-in
     for answer in (
         await api.post(f"{WEB}/rules", json={"name": "two"}, params=WAIT),
         await api.delete(f"{WEB}/rules/1", params=WAIT),
@@ -346,7 +346,7 @@ async def test_the_dry_run(api: httpx.AsyncClient, house: ApiHouse) -> None:
             host=("198.51.100.1",),
         )
 
-    rooms.rules.ruleset = ruleset  # type: ignore[method-assign]
+    rooms.rules.ruleset = ruleset  # type: ignore[method-assign]  # a stand-in
     leases = [lease(house.view.guest(name), host) for name, host in (("web", 10), ("db", 11))]
     ops = [LEASES.put_op(one) for one in leases]
     await house.view.wait_for(await rooms.documents.store.commit(ops))

@@ -51,7 +51,8 @@ class Place:
         source.mkdir(exist_ok=True)
         fields = {"target": f"/mnt/{name}", "host_uid": os.getuid(), "host_gid": os.getgid()}
         fields["way"] = self.way
-        return Share(name=name, source=str(source), **{**fields, **more})  # type: ignore[arg-type]
+        fields |= {"name": name, "source": str(source), **more}
+        return Share(**fields)  # type: ignore[arg-type]  # of many types
 
     async def sh(
         self, script: str, *, user: str = "root", code: int = 0, seconds: float = SECONDS

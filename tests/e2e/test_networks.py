@@ -138,7 +138,9 @@ def lies(liar: dict[str, Any], other: dict[str, Any], gateway: tuple[str, str]) 
     def four(source: str, body: bytes, *, to: str = you4, mac: str = you) -> bytes:
         return ethernet(me, mac, 0x0800, ip(source, to, 17, body))
 
-    def six(source: str, body: bytes, protocol: int = 58, *, to: str = you6, mac: str = you):  # type: ignore[no-untyped-def]
+    def six(
+        source: str, body: bytes, protocol: int = 58, *, to: str = you6, mac: str = you
+    ) -> bytes:
         return ethernet(me, mac, 0x86DD, ip(source, to, protocol, body))
 
     def claim(mark: str, mac: str, address: str, operation: int = 1) -> bytes:

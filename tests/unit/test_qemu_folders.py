@@ -71,7 +71,7 @@ async def test_what_does_not_fit_leaves_nothing() -> None:
     monitor = Monitor()
     monitor.refuses["device_add"] = ["vhost_dev_init failed"]
     with pytest.raises(QmpFailed, match="vhost_dev_init"):
-        await folders.plug(monitor, "a", 9)  # type: ignore[arg-type]
+        await folders.plug(monitor, "a", 9)  # type: ignore[arg-type]  # stands in
     assert monitor.said[-1] == ("chardev-remove", {"id": "a"})
 
 
@@ -80,21 +80,21 @@ async def test_it_is_gone_once_the_guest_has_given_it_back(monkeypatch: pytest.M
     monitor = Monitor()
     monitor.refuses["device_del"] = ["", "Device a is already in the process of unplug"][1:]
     monitor.refuses["chardev-remove"] = ["Chardev 'a' is busy.", "Chardev 'a' is busy."]
-    await folders.unplug(monitor, "a")  # type: ignore[arg-type]
+    await folders.unplug(monitor, "a")  # type: ignore[arg-type]  # stands in
     assert [command for command, _ in monitor.said].count("chardev-remove") == 3
     monitor.refuses["chardev-remove"] = ["Chardev 'a' is busy."] * 1000
     with pytest.raises(EngineError, match="does not give"):
-        await folders.unplug(monitor, "a")  # type: ignore[arg-type]
+        await folders.unplug(monitor, "a")  # type: ignore[arg-type]  # stands in
     monitor.refuses = {"device_del": ["Device 'a' not found"], "chardev-remove": ["a not found"]}
-    await folders.unplug(monitor, "a")  # type: ignore[arg-type]
+    await folders.unplug(monitor, "a")  # type: ignore[arg-type]  # stands in
 
 
 async def test_why_a_guest_takes_none() -> None:
     monitor = Monitor()
     shared = ["-object", "memory-backend-file,id=ram,share=on"]
-    assert "memory" in (await folders.lacks(monitor, ["-m", "1"]))[0]  # type: ignore[arg-type]
-    assert (await folders.lacks(monitor, shared))[0] == "QEMU has no vhost-user-fs-pci"  # type: ignore[arg-type]
+    assert "memory" in (await folders.lacks(monitor, ["-m", "1"]))[0]  # type: ignore[arg-type]  # stands in
+    assert (await folders.lacks(monitor, shared))[0] == "QEMU has no vhost-user-fs-pci"  # type: ignore[arg-type]  # stands in
     for version, word in (((7, 2), "QEMU 7.2"), ((8, 1), "8.1"), ((8, 2), ""), ((10, 0), "")):
         monitor.version = version
-        lack, risk = await folders.lacks(monitor, shared)  # type: ignore[arg-type]
+        lack, risk = await folders.lacks(monitor, shared)  # type: ignore[arg-type]  # stands in
         assert lack == "" and word in risk and bool(word) == bool(risk)

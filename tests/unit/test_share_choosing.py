@@ -84,7 +84,7 @@ def test_roots_shares_go_by_virtiofs_only_if_wanted() -> None:
 
 def a_share(**fields: object) -> Share:
     given = {"name": "src", "source": "/home/ada/src", "target": "/src"}
-    return Share(**{**given, "host_uid": 1000, "host_gid": 1003, **fields})  # type: ignore[arg-type]
+    return Share(**{**given, "host_uid": 1000, "host_gid": 1003, **fields})  # type: ignore[arg-type]  # of many types
 
 
 def test_the_command_line_of_virtiofsd() -> None:

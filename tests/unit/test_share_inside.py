@@ -29,7 +29,7 @@ def run(argv: Sequence[str], data: bytes = b"") -> subprocess.CompletedProcess[b
 
 
 def start(argv: Sequence[str], stdin: object, stdout: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, stdin=stdin, stdout=stdout)  # type: ignore[call-overload]
+    return subprocess.Popen(argv, stdin=stdin, stdout=stdout)  # type: ignore[call-overload]  # by what each is
 
 
 def test_abilities_are_read() -> None:

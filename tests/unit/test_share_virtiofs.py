@@ -53,7 +53,7 @@ class House:
         source = self.folder / "src"
         source.mkdir(exist_ok=True)
         fields = {"host_uid": os.getuid(), "host_gid": os.getgid(), "way": Way.VIRTIOFS, **more}
-        return Share(name="src", source=str(source), target="/src", **fields)  # type: ignore[arg-type]
+        return Share(name="src", source=str(source), target="/src", **fields)  # type: ignore[arg-type]  # of many types
 
     def records(self) -> list[Path]:
         return list((self.folder / "run").glob("*.json"))
